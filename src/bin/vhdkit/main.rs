@@ -1,0 +1,2 @@
+//! The vhdkit program.
+fn main() {}

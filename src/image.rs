@@ -1,0 +1,1 @@
+//! One image of any format.

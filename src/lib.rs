@@ -1,0 +1,42 @@
+//! VHD and VHDX virtual disks and their differencing chains: read, write, create, merge.
+//!
+//! # Layers
+//!
+//! Imports point down only; `tests/tidy.rs` fails otherwise.
+//!
+//! ```text
+//! 8  bin/vhdkit                 arguments, progress bars, printing
+//! 7  ops                        create convert merge ...
+//! 6  chain                      who is whose parent; the composed map
+//! 5  image                      enum over formats: probe, open, info
+//! 4  vhd  vhdx  raw  |  copy    formats and the copier are siblings
+//! 3  map  link                  the seam between them
+//! 2  storage                    bytes at offsets, one barrier, locks, faults
+//! 1  finding
+//! 0  error problem units guid bitmap zeros
+//! ```
+
+mod bitmap;
+pub mod chain;
+mod copy;
+mod error;
+mod finding;
+mod guid;
+mod image;
+mod link;
+mod map;
+pub mod ops;
+mod problem;
+mod raw;
+pub mod storage;
+pub mod units;
+pub mod vhd;
+pub mod vhdx;
+mod zeros;
+
+pub use error::{Error, ErrorKind, Result};
+pub use finding::{Finding, Findings, Severity};
+pub use guid::Guid;
+pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint};
+pub use map::{BlockMap, BlockSink, Content, Extent, Place, Reservation, Source, Want};
+pub use problem::{Fault, Problem, Structure};

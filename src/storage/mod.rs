@@ -1,0 +1,125 @@
+//! Bytes at offsets: the lower seam of the crate.
+//!
+//! Owns: the [`Storage`] contract and its implementors. Must not know: any image format, any path of a chain.
+//!
+//! # The contract
+//!
+//! `tests/storage` runs this list over every implementor.
+//!
+//! * Calls come from many threads at once; each is one operation on a byte range. Nothing here buffers: a read sees
+//!   every write that returned before it started.
+//! * Reading past the end is `UnexpectedEof`, never zeros. Reading or writing zero bytes does nothing and succeeds
+//!   wherever it is.
+//! * A write past the end grows the storage; the gap reads as zeros. [`set_len`](Storage::set_len) to more adds zeros,
+//!   to less drops the tail, and growing again shows zeros there.
+//! * Between two [`sync`](Storage::sync)s writes (and `set_len`, and `zero_range`) may reach the medium in any order, in
+//!   part, torn at 512 bytes. After a `sync` that returned `Ok` all that came before it is durable.
+//! * A failed `sync` means nothing is known about the writes before it; the caller must not retry it and believe the
+//!   second answer. `CheckedStorage` turns the first failed write or sync into a latch.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reading; nothing is ever written, not even to replay a log.
+    Read,
+    /// Writing too. An image that a crash left in need of repair is refused.
+    Write,
+    /// Writing, and first mending what an interrupted writer of ours leaves behind: a VHD's tail footer is rewritten
+    /// from its head copy. (A VHDX log is replayed by every writable open.)
+    Recover,
+}
+
+impl Access {
+    /// Whether writes are meant to happen.
+    #[must_use]
+    pub const fn writes(self) -> bool {
+        !matches!(self, Self::Read)
+    }
+}
+
+/// Bytes at offsets, shared between threads. See the [module](self) for the contract.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the length is zero.
+    ///
+    /// # Errors
+    /// As [`len`](Self::len).
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the range reaches past the end; what the operating system answers.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`, growing the storage when needed; a gap reads as zeros.
+    ///
+    /// # Errors
+    /// What the operating system answers; then any part of the range may hold old, new or no bytes.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes the storage `len` bytes long: cut, or grown with zeros.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// The only barrier: when it returns `Ok`, everything before it is durable.
+    ///
+    /// # Errors
+    /// What the operating system answers; nothing is known then about the writes since the last `Ok`.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Makes `range` read as zeros, growing the storage when the range ends past its end.
+    ///
+    /// An implementor may punch a hole; the default writes zeros.
+    ///
+    /// # Errors
+    /// As [`write_all_at`](Self::write_all_at).
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(ZEROS.len() as u64);
+            self.write_all_at(&ZEROS[..len as usize], at)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// The first position at or after `offset` that may hold something else than zeros, or `None` when there is none up
+    /// to the end. A hint: everything skipped reads as zeros, what is not skipped may be anything.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok((offset < self.len()?).then_some(offset))
+    }
+
+    /// Copies `len` bytes from `source` at `from` to `to` here without passing them through this process, if both
+    /// ends can. `Ok(false)`: it cannot be done that way and nothing was written; copy by hand.
+    ///
+    /// # Errors
+    /// As [`write_all_at`](Self::write_all_at).
+    fn copy_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
+        let _ = (source, from, to, len);
+        Ok(false)
+    }
+
+    /// The file behind this storage, for reading from it by other means; `None` when its bytes are not simply a file's.
+    fn as_file(&self) -> Option<&File> {
+        None
+    }
+}
