@@ -1,1 +1,0 @@
-#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
