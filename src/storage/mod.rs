@@ -17,10 +17,55 @@
 //! * A failed `sync` means nothing is known about the writes before it; the caller must not retry it and believe the
 //!   second answer. `CheckedStorage` turns the first failed write or sync into a latch.
 
+pub(crate) mod atomic;
+mod checked;
+mod file;
+mod memory;
+#[cfg(feature = "mmap")]
+mod mmap;
+mod offload;
+mod overlay;
+pub(crate) mod pages;
+mod sparse;
+
+pub use checked::CheckedStorage;
+pub use file::{FileIdentity, FileStorage, Lock};
+pub use memory::MemoryStorage;
+#[cfg(feature = "mmap")]
+pub use mmap::MmapStorage;
+pub use overlay::OverlayStorage;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+
+/// The unit in which sparse contents, overlays and the page cache keep bytes: the page VHDX logs, and what kernels cache
+/// in.
+pub(crate) const PAGE: usize = 4096;
+/// [`PAGE`] bytes.
+pub(crate) type Page = [u8; PAGE];
+
+/// Where `len` bytes at `offset` end, or `InvalidInput` when no file reaches there (positions are signed 64 bit).
+fn end_of(offset: u64, len: u64) -> io::Result<u64> {
+    offset
+        .checked_add(len)
+        .filter(|&end| i64::try_from(end).is_ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the range ends past the largest file position"))
+}
+
+/// The error of every read that reaches past the end.
+fn past_end(offset: u64, wanted: usize, len: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!("{wanted} bytes at file offset {offset:#x} reach past the end of the file at {len:#x}"),
+    )
+}
+
+/// The error of every write to what is not for writing.
+fn read_only() -> io::Error {
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the image was opened for reading only")
+}
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

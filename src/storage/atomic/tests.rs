@@ -1,0 +1,72 @@
+use super::*;
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn filled(target: &Path, bytes: &[u8]) -> AtomicFile {
+    let file = AtomicFile::create(target).unwrap();
+    file.storage().write_all_at(bytes, 0).unwrap();
+    file
+}
+
+#[test]
+fn appears_under_its_name_only_when_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.vhdx");
+    let file = filled(&target, b"new");
+    let temporary = names(dir.path());
+    assert!(temporary.len() == 1 && temporary[0].starts_with(".disk.vhdx."), "{temporary:?}");
+    file.commit(false).unwrap();
+    assert_eq!(names(dir.path()), ["disk.vhdx"]);
+    assert_eq!(fs::read(&target).unwrap(), b"new");
+}
+
+#[test]
+fn dropped_it_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(filled(&dir.path().join("disk.vhdx"), b"new"));
+    assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn replaces_only_when_told_and_only_what_nobody_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.vhdx");
+    fs::write(&target, b"old").unwrap();
+    assert_eq!(filled(&target, b"new").commit(false).unwrap_err().kind(), ErrorKind::Refused);
+    let held = FileStorage::open(&target, Access::Read, Lock::Shared).unwrap();
+    assert_eq!(filled(&target, b"new").commit(true).unwrap_err().kind(), ErrorKind::InUse);
+    drop(held);
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    assert_eq!(names(dir.path()), ["disk.vhdx"]);
+    filled(&target, b"new").commit(true).unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"new");
+    assert_eq!(names(dir.path()), ["disk.vhdx"]);
+    let folder = dir.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    assert_eq!(filled(&folder, b"new").commit(true).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn keeps_the_permissions_of_what_it_replaces() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.vhdx");
+    fs::write(&target, b"old").unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
+    filled(&target, b"new").commit(true).unwrap();
+    assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn long_names_fit_and_no_name_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("ä".repeat(127));
+    filled(&target, b"new").commit(false).unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"new");
+    assert_eq!(AtomicFile::create(Path::new("/")).unwrap_err().kind(), ErrorKind::InvalidInput);
+}

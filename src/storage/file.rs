@@ -1,0 +1,250 @@
+//! A real file: opening it safely, its lock, its identity, and positional reads and writes.
+//!
+//! Owns: what kinds of file are opened, lock kinds. Must not know: any format, any path of a chain.
+
+use super::{Access, Storage, end_of, offload};
+use crate::error::{Error, ErrorKind, Result};
+use std::fs::{self, File, FileType, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// How a file is held against other users of it.
+///
+/// Locks are advisory: they hold off every program that asks for one, other handles of this process too. They go with the
+/// last handle, also when the process is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lock {
+    /// Nobody else, for writers.
+    Exclusive,
+    /// Other readers may, for readers.
+    Shared,
+    /// Not held at all: whoever writes the file meanwhile is not noticed.
+    None,
+}
+
+/// Which file it is, whatever path led there: device and inode numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+/// A file of the operating system.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    path: PathBuf,
+    /// Block devices say zero in their metadata; their length is found by seeking, and cannot change.
+    device_len: Option<u64>,
+}
+
+impl FileStorage {
+    /// Opens the regular file at `path`; symbolic links are followed.
+    ///
+    /// Anything else (a directory, a pipe, a device) is refused and never waited for; a block device can be given to
+    /// [`from_file`](Self::from_file).
+    ///
+    /// # Errors
+    /// `NotFound`; `InUse` when somebody holds a lock that excludes `lock`; `InvalidInput` when it is not a regular file;
+    /// `Io` otherwise.
+    pub fn open(path: &Path, access: Access, lock: Lock) -> Result<Self> {
+        let failed = |source| Error::io("open the file", source).with_path(path);
+        // Looked at before it is opened, as opening alone can do things to a device, and again after, as it may have
+        // been exchanged in between. `NONBLOCK` keeps that second case from waiting for a pipe's other end.
+        require_regular(path, fs::metadata(path).map_err(failed)?.file_type())?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(access.writes())
+            .custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32)
+            .open(path)
+            .map_err(failed)?;
+        require_regular(path, file.metadata().map_err(failed)?.file_type())?;
+        Self { file, path: path.to_path_buf(), device_len: None }.locked(lock)
+    }
+
+    /// Creates an empty file at `path` for reading and writing, and holds it exclusively.
+    ///
+    /// # Errors
+    /// `Refused` when something is already there; `Io` or `NoSpace` when the system cannot create it.
+    pub fn create_new(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|source| {
+            if source.kind() == io::ErrorKind::AlreadyExists {
+                already_there(path)
+            } else {
+                Error::io("create the file", source).with_path(path)
+            }
+        })?;
+        Self { file, path: path.to_path_buf(), device_len: None }.locked(Lock::Exclusive)
+    }
+
+    /// A file that is open already: a regular file or a block device. `path` is used in messages only.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is another kind of file; `InUse` as in [`open`](Self::open); `Io`.
+    pub fn from_file(mut file: File, path: &Path, lock: Lock) -> Result<Self> {
+        let failed = |source| Error::io("examine the file", source).with_path(path);
+        let kind = file.metadata().map_err(failed)?.file_type();
+        let device_len = if kind.is_block_device() {
+            Some(file.seek(SeekFrom::End(0)).map_err(failed)?)
+        } else {
+            require_regular(path, kind)?;
+            None
+        };
+        Self { file, path: path.to_path_buf(), device_len }.locked(lock)
+    }
+
+    fn locked(self, lock: Lock) -> Result<Self> {
+        let outcome = match lock {
+            Lock::Exclusive => self.file.try_lock(),
+            Lock::Shared => self.file.try_lock_shared(),
+            Lock::None => Ok(()),
+        };
+        match outcome {
+            Ok(()) => Ok(self),
+            Err(TryLockError::WouldBlock) => {
+                let message = match lock {
+                    Lock::Exclusive => "the file is in use, and writing needs it alone",
+                    Lock::Shared | Lock::None => "the file is in use by a writer",
+                };
+                Err(Error::new(ErrorKind::InUse, message)
+                    .with_path(&self.path)
+                    .with_hint("stop the virtual machine or program that has the file open, then try again"))
+            }
+            Err(TryLockError::Error(source)) => {
+                Err(Error::io("lock the file", source).with_path(&self.path).with_hint(
+                    "this file system may not support locks; open without one only if nobody else uses the file",
+                ))
+            }
+        }
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which file this is.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        let metadata = self.file.metadata()?;
+        Ok(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    /// The bytes this process may still allocate on the file's file system.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    pub fn available_space(&self) -> io::Result<u64> {
+        let space = rustix::fs::fstatvfs(&self.file)?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+}
+
+/// The error of creating what exists.
+pub(super) fn already_there(path: &Path) -> Error {
+    Error::new(ErrorKind::Refused, "the file already exists")
+        .with_path(path)
+        .with_hint("choose another name, or ask for the file to be overwritten")
+}
+
+/// Lets only a regular file through.
+pub(super) fn require_regular(path: &Path, kind: FileType) -> Result<()> {
+    let name = if kind.is_file() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else {
+        "a special file"
+    };
+    Err(Error::new(ErrorKind::InvalidInput, format_args!("this is {name}, not a regular file")).with_path(path))
+}
+
+impl Storage for FileStorage {
+    fn len(&self) -> io::Result<u64> {
+        self.device_len.map_or_else(|| Ok(self.file.metadata()?.len()), Ok)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        if end_of(offset, buf.len() as u64).is_err() {
+            return Err(super::past_end(offset, buf.len(), self.len()?));
+        }
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        end_of(offset, buf.len() as u64)?;
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    /// `fdatasync`: the bytes and all metadata needed to read them back, the length among it; only times may be old.
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        end_of(range.end, 0)?;
+        let len = self.len()?;
+        if range.end > len {
+            // Growing by a byte of the range itself: `set_len` would cut off what another thread appends meanwhile.
+            self.file.write_all_at(&[0], range.end - 1)?;
+        }
+        if offload::punch_hole(&self.file, range.clone())? {
+            return Ok(());
+        }
+        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut at = range.start;
+        let end = range.end.min(len);
+        while at < end {
+            let step = (end - at).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..step as usize], at)?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        if offset >= self.len()? {
+            return Ok(None);
+        }
+        offload::seek_data(&self.file, offset)
+    }
+
+    fn copy_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
+        end_of(to, len)?;
+        let Some(source) = source.as_file() else { return Ok(false) };
+        offload::copy((source, from), (&self.file, to), len)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! What a kernel does better than a loop of reads and writes: holes, copies inside the file system, exclusive renames.
+//!
+//! Owns: the system calls, and which of their refusals only mean "not here". Must not know: who asks.
+//! Where a system has no such call the answer is always "not here".
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+/// The most one `copy_file_range` is asked for, so that one call does not hold up the process for minutes.
+#[cfg(target_os = "linux")]
+const MAX_COPY: u64 = 1 << 30;
+
+#[cfg(target_os = "linux")]
+mod refusal {
+    use rustix::io::Errno;
+
+    /// The file system, or this pair of files, cannot do it; a plain loop can.
+    pub(super) fn is_unsupported(errno: Errno) -> bool {
+        matches!(
+            errno,
+            Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::XDEV | Errno::NODEV | Errno::PERM | Errno::NOTTY
+        )
+    }
+}
+
+/// Makes `range` a hole; the length stays. `Ok(false)`: the file system has no holes, nothing was changed.
+#[cfg(target_os = "linux")]
+pub(super) fn punch_hole(file: &File, range: Range<u64>) -> io::Result<bool> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::io::retry_on_intr(|| fallocate(file, flags, range.start, range.end - range.start)) {
+        Ok(()) => Ok(true),
+        Err(errno) if refusal::is_unsupported(errno) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The next position that is not in a hole, `None` when only a hole is left. The answer may be early, never late.
+///
+/// This moves the file's cursor, which nothing uses: all reads and writes name their position.
+#[cfg(target_os = "linux")]
+pub(super) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+    match seek(file, SeekFrom::Data(offset)) {
+        Ok(found) => Ok(Some(found.max(offset))),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) if refusal::is_unsupported(errno) => Ok(Some(offset)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Copies `len` bytes between files. `Ok(false)`: not between these two, nothing was written.
+#[cfg(target_os = "linux")]
+pub(super) fn copy(source: (&File, u64), target: (&File, u64), len: u64) -> io::Result<bool> {
+    use rustix::fs::copy_file_range;
+    let ((source, mut from), (target, mut to)) = (source, target);
+    let mut left = len;
+    while left > 0 {
+        let step = left.min(MAX_COPY) as usize;
+        let started = left < len;
+        match rustix::io::retry_on_intr(|| {
+            // On a retry nothing has been copied and the positions have not moved.
+            copy_file_range(source, Some(&mut from), target, Some(&mut to), step)
+        }) {
+            // Past the source's end, or a file system that cannot and does not say so: the loop by hand finds out.
+            Ok(0) if !started => return Ok(false),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(copied) => left -= copied as u64,
+            Err(errno) if !started && refusal::is_unsupported(errno) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(true)
+}
+
+/// Renames unless `to` exists (`AlreadyExists`). `Ok(false)`: the file system cannot promise that.
+#[cfg(target_os = "linux")]
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(errno) if refusal::is_unsupported(errno) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn punch_hole(_file: &File, _range: Range<u64>) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn seek_data(_file: &File, offset: u64) -> io::Result<Option<u64>> {
+    Ok(Some(offset))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn copy(_source: (&File, u64), _target: (&File, u64), _len: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn rename_new(_from: &Path, _to: &Path) -> io::Result<bool> {
+    Ok(false)
+}
