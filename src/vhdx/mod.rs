@@ -6,6 +6,9 @@
 //! |---|---|
 //! | `raw` | the bytes of every structure |
 //! | `header` | which of the two headers is current, and changing them |
+//! | `region` | where BAT, metadata and foreign regions lie |
+//! | `metadata`, `locator` | the disk's properties, and the link to its parent |
+//! | `bat` | the arithmetic of the block allocation table |
 //! | `log` | the ring of logged metadata updates: entries, search, replay |
 
 #![deny(
@@ -17,6 +20,34 @@
     clippy::panic
 )]
 
+mod bat;
 mod header;
+mod locator;
 mod log;
+mod metadata;
 mod raw;
+mod region;
+
+use crate::error::{Error, Result};
+use crate::finding::Findings;
+use crate::problem::{Fault, Problem, Structure};
+use crate::storage::Storage;
+use crate::units::FileOffset;
+use std::io;
+
+/// Fills `bytes` from a structure of the file; a file that ends too early is a fatal finding about that structure.
+fn read_structure(
+    storage: &dyn Storage,
+    bytes: &mut [u8],
+    (structure, at): (Structure, FileOffset),
+    findings: &mut Findings,
+) -> Result<()> {
+    storage.read_exact_at(bytes, at.get()).map_err(|error| {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            let allowed = format!("{} bytes", bytes.len());
+            findings.fatal(Problem::new(structure, Fault::Truncated, "end of file", allowed).at(at))
+        } else {
+            Error::io(format_args!("read the {}", structure.name()), error).with_offset(at)
+        }
+    })
+}
