@@ -83,6 +83,20 @@ impl Geometry {
         }
     }
 
+    /// Whether the entry at `index` is a sector bitmap's.
+    pub(crate) fn is_bitmap(&self, index: u64) -> bool {
+        matches!(self.slot(index), Slot::Bitmap(_))
+    }
+
+    /// The virtual offset of the payload entry at `index`, or of the next one after a sector bitmap's.
+    pub(crate) fn offset_of(&self, index: u64) -> u64 {
+        let block = match self.slot(index) {
+            Slot::Payload(block) => block,
+            Slot::Bitmap(chunk) => chunk.saturating_add(1).saturating_mul(self.chunk_ratio),
+        };
+        block.saturating_mul(self.block_size)
+    }
+
     /// How many entries a table for this disk must have.
     pub(crate) fn entries(&self) -> u64 {
         if self.differencing {

@@ -9,6 +9,9 @@
 //! | `region` | where BAT, metadata and foreign regions lie |
 //! | `metadata`, `locator` | the disk's properties, and the link to its parent |
 //! | `bat` | the arithmetic of the block allocation table |
+//! | `image` | opening a file; what an open image knows |
+//! | `extents` | which bytes of the file hold a virtual range |
+//! | `create` | new files |
 //! | `log` | the ring of logged metadata updates: entries, search, replay |
 
 #![deny(
@@ -21,12 +24,18 @@
 )]
 
 mod bat;
+mod create;
+mod extents;
 mod header;
+mod image;
 mod locator;
 mod log;
 mod metadata;
 mod raw;
 mod region;
+
+pub use create::VhdxCreate;
+pub use image::Vhdx;
 
 use crate::error::{Error, Result};
 use crate::finding::Findings;

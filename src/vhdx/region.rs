@@ -155,14 +155,13 @@ impl RegionTable {
             let found = format!("region {} at {:#x}, length {:#x}", region.id, region.offset, region.length);
             let problem =
                 |fault, allowed: &str| Problem::new(Structure::VhdxRegionTable, fault, &found, allowed).at(at);
-            if !region.is_usable() {
-                let placed = problem(Fault::Range, "a length above 0 and an offset from 1 MiB");
+            if !region.is_usable() || !region.is_aligned() {
+                let fault = if region.is_usable() { Fault::Alignment } else { Fault::Range };
+                let placed = problem(fault, "offset and length above 0 in multiples of 1 MiB");
                 if known {
                     return Err(findings.fatal(placed));
                 }
                 findings.note(Severity::Error, placed);
-            } else if !region.is_aligned() {
-                findings.note(Severity::Error, problem(Fault::Alignment, "multiples of 1 MiB"));
             }
             if region.range().end > file_len {
                 findings.note(Severity::Error, problem(Fault::Range, &format!("an end up to {file_len:#x}")));
