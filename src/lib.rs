@@ -1,5 +1,7 @@
 //! VHD and VHDX virtual disks and their differencing chains: read, write, create, merge.
 //!
+//! Owns: the names a user of the library imports, and the map of its layers; no logic.
+//!
 //! # Layers
 //!
 //! Imports point down only; `tests/tidy.rs` fails otherwise.

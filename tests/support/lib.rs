@@ -1,0 +1,18 @@
+//! What vhdkit's tests hold its answers against.
+//!
+//! * [`spec`]: a slow, plain reader of both formats, written from the format pages alone;
+//! * [`check`]: the rules a file that *we* write must keep, as a list of violations;
+//! * [`oracle`]: programs by other people (qemu-img, 7-Zip, libvhdi);
+//! * [`real`]: the images made by other software, when they are at hand.
+//!
+//! This crate must not depend on vhdkit: an error shared by both sides would be invisible.
+
+pub mod bytes;
+pub mod check;
+pub mod oracle;
+pub mod real;
+pub mod spec;
+
+pub use bytes::{Bytes, Contents};
+pub use check::{Issue, Report, assert_well_formed_vhd, assert_well_formed_vhdx, azure_problems};
+pub use spec::{SpecDisk, read_chain};
