@@ -29,6 +29,11 @@ impl MemoryStorage {
         Self { contents: RwLock::new(Sparse::from_bytes(bytes)) }
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn from_sparse(contents: Sparse) -> Self {
+        Self { contents: RwLock::new(contents) }
+    }
+
     /// All bytes, zeros included: for small contents.
     ///
     /// # Errors

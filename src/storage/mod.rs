@@ -4,7 +4,7 @@
 //!
 //! # The contract
 //!
-//! `tests/storage` runs this list over every implementor.
+//! The `conformance` suite (feature `sim`) checks this list; `tests/storage` runs it over every implementor here.
 //!
 //! * Calls come from many threads at once; each is one operation on a byte range. Nothing here buffers: a read sees
 //!   every write that returned before it started.
@@ -19,6 +19,8 @@
 
 pub(crate) mod atomic;
 mod checked;
+#[cfg(feature = "sim")]
+pub mod conformance;
 mod file;
 mod memory;
 #[cfg(feature = "mmap")]
@@ -26,6 +28,8 @@ mod mmap;
 mod offload;
 mod overlay;
 pub(crate) mod pages;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod sparse;
 
 pub use checked::CheckedStorage;

@@ -106,7 +106,7 @@ impl Edits {
 fn full() -> io::Error {
     io::Error::new(
         io::ErrorKind::OutOfMemory,
-        format!("more than {} MiB of changes are held in memory", MAX_EDITED_PAGES * PAGE >> 20),
+        format!("more than {} MiB of changes are held in memory", (MAX_EDITED_PAGES * PAGE) >> 20),
     )
 }
 
