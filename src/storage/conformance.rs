@@ -371,7 +371,7 @@ fn concurrent_growth(make: Make<'_>) -> Outcome {
                 ok("zero_range", storage.zero_range(at as u64..(at + PART) as u64))
             }
         })?;
-        let wanted: Vec<u8> = (0..8 * PART).map(|at| if at / PART % 2 == 0 { 7 } else { 0 }).collect();
+        let wanted: Vec<u8> = (0..8 * PART).map(|at| if (at / PART).is_multiple_of(2) { 7 } else { 0 }).collect();
         holds(&*storage, &wanted)?;
     }
     Ok(())

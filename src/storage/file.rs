@@ -2,7 +2,7 @@
 //!
 //! Owns: what kinds of file are opened, lock kinds. Must not know: any format, any path of a chain.
 
-use super::{Access, Storage, end_of, offload};
+use super::{Access, Storage, end_of, offload, write_zeros};
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
@@ -76,7 +76,12 @@ impl FileStorage {
                 Error::io("create the file", source).with_path(path)
             }
         })?;
-        Self { file, path: path.to_path_buf(), device_len: None }.locked(Lock::Exclusive)
+        Self { file, path: path.to_path_buf(), device_len: None }.locked(Lock::Exclusive).inspect_err(|error| {
+            if error.kind() != ErrorKind::InUse {
+                // Ours and still empty; a failure to remove it hides nothing worse than the one reported.
+                let _ = fs::remove_file(path);
+            }
+        })
     }
 
     /// A file that is open already: a regular file or a block device. `path` is used in messages only.
@@ -217,15 +222,7 @@ impl Storage for FileStorage {
         if offload::punch_hole(&self.file, range.clone())? {
             return Ok(());
         }
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut at = range.start;
-        let end = range.end.min(len);
-        while at < end {
-            let step = (end - at).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..step as usize], at)?;
-            at += step;
-        }
-        Ok(())
+        write_zeros(range.start..range.end.min(len), |zeros, at| self.file.write_all_at(zeros, at))
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {

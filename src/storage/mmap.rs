@@ -78,3 +78,31 @@ impl Storage for MmapStorage {
         Some(&self.file)
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::storage::conformance::{Part, run};
+    use std::sync::Arc;
+
+    fn map(bytes: &[u8]) -> MmapStorage {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+        // SAFETY: the file has no name and this is its only handle, which nobody writes through again.
+        unsafe { MmapStorage::new(file).unwrap() }
+    }
+
+    #[test]
+    fn keeps_the_reading_part_of_the_contract() {
+        let broken = run(Part::Reading, &|bytes| Arc::new(map(bytes)));
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    #[test]
+    fn refuses_every_change() {
+        let storage = map(b"abc");
+        for refused in [storage.write_all_at(b"x", 0), storage.set_len(0), storage.zero_range(0..1)] {
+            assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+    }
+}

@@ -58,6 +58,18 @@ fn end_of(offset: u64, len: u64) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the range ends past the largest file position"))
 }
 
+/// Writes zeros over `range` in pieces.
+fn write_zeros(range: Range<u64>, mut write: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(ZEROS.len() as u64);
+        write(&ZEROS[..len as usize], at)?;
+        at += len;
+    }
+    Ok(())
+}
+
 /// The error of every read that reaches past the end.
 fn past_end(offset: u64, wanted: usize, len: u64) -> io::Error {
     io::Error::new(
@@ -138,14 +150,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`write_all_at`](Self::write_all_at).
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut at = range.start;
-        while at < range.end {
-            let len = (range.end - at).min(ZEROS.len() as u64);
-            self.write_all_at(&ZEROS[..len as usize], at)?;
-            at += len;
-        }
-        Ok(())
+        write_zeros(range, |zeros, at| self.write_all_at(zeros, at))
     }
 
     /// The first position at or after `offset` that may hold something else than zeros, or `None` when there is none up

@@ -222,7 +222,7 @@ impl Storage for OverlayStorage {
         end_of(len, 0)?;
         let mut edits = self.edits_mut();
         if len < edits.len {
-            if len % PAGE_BYTES != 0 {
+            if !len.is_multiple_of(PAGE_BYTES) {
                 self.zero_inside(&mut edits, len / PAGE_BYTES, (len % PAGE_BYTES) as usize..PAGE)?;
             }
             edits.hide(len.div_ceil(PAGE_BYTES)..PAGES_END)?;

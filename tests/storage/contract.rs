@@ -1,4 +1,4 @@
-//! Runs the conformance suite over every implementor, and over broken ones to show that it sees them.
+//! Runs the conformance suite over every implementor (but the memory map, whose tests lie beside its unsafe code), and over broken ones to show that it sees them.
 
 use std::io;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use vhdkit::storage::conformance::{Broken, Make, Part, run};
 use vhdkit::storage::sim::SimDisk;
-use vhdkit::storage::{Access, CheckedStorage, FileStorage, Lock, MemoryStorage, MmapStorage, OverlayStorage, Storage};
+use vhdkit::storage::{Access, CheckedStorage, FileStorage, Lock, MemoryStorage, OverlayStorage, Storage};
 
 fn conforms(part: Part, make: Make<'_>) {
     let broken = run(part, make);
@@ -60,22 +60,6 @@ fn overlay_storage() {
         overlay.write_all_at(bytes, 0).unwrap();
         Arc::new(overlay)
     });
-}
-
-#[test]
-#[allow(unsafe_code)]
-fn mmap_storage() {
-    let dir = tempfile::tempdir().unwrap();
-    let map = |bytes: &[u8]| {
-        let file = file(dir.path(), bytes);
-        // SAFETY: the file is this test's own and nobody writes it again.
-        unsafe { MmapStorage::new(file.as_file().unwrap().try_clone().unwrap()).unwrap() }
-    };
-    conforms(Part::Reading, &|bytes| Arc::new(map(bytes)));
-    let storage = map(b"abc");
-    assert_eq!(storage.write_all_at(b"x", 0).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(storage.set_len(0).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(storage.zero_range(0..1).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
 }
 
 #[test]

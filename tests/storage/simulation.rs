@@ -190,6 +190,24 @@ fn many_unsynced_writes_are_sampled_with_the_ends_always_there() {
 }
 
 #[test]
+fn a_long_run_without_a_sync_is_thinned_but_its_end_is_not() {
+    let disk = SimDisk::new();
+    let file = disk.file("a");
+    for at in 0..301 {
+        file.write_all_at(&[1], at * 512).unwrap();
+    }
+    file.sync().unwrap();
+    let mut points = Vec::new();
+    explore(&disk, |state| {
+        points.push(state.point());
+        Ok(())
+    })
+    .assert_ok();
+    points.dedup();
+    assert!(points.len() < 100 && points.ends_with(&[288, 301, 302]), "{points:?}");
+}
+
+#[test]
 fn the_same_seed_walks_the_same_states() {
     let disk = SimDisk::new();
     let file = disk.file("a");

@@ -18,6 +18,11 @@ const MAX_PREFIXES: usize = 16;
 /// The newest operations of such a point that are each tried lost alone, and surviving alone.
 const MAX_SINGLES: usize = 8;
 
+/// Beyond so many unsynced operations only every [`LONG_STRIDE`]th point is explored, and the last before a sync, whose
+/// states include those of the points between.
+const LONG: usize = 64;
+const LONG_STRIDE: usize = 16;
+
 /// Unsynced operations a failure message lists.
 const MAX_LISTED: usize = 40;
 
@@ -144,7 +149,8 @@ impl SimDisk {
 
     /// Gives `visit` crash states of the journal, until it does not accept one.
     ///
-    /// At every point (skipping those that can leave nothing their predecessor could not): nothing unsynced survives;
+    /// At every point (skipping those that can leave nothing their predecessor could not, and most
+    /// inside long runs without a sync): nothing unsynced survives;
     /// everything does; with few unsynced operations every subset of them, and each of them torn in several ways; with
     /// many, prefixes, single losses and tears of the newest; then random subsets with random tears. The visitor gets states of one point
     /// after those of all earlier ones.
@@ -159,7 +165,8 @@ impl SimDisk {
         let mut pending = Vec::new();
         for point in 0..=journal.operations.len() {
             let news = point == 0 || advance(&journal, point - 1, &mut files, &mut pending);
-            if !news && point < journal.operations.len() {
+            let skipped = !news || is_inside_long_run(&journal, point, pending.len());
+            if skipped && point < journal.operations.len() {
                 continue;
             }
             report.points += 1;
@@ -209,6 +216,11 @@ fn advance(journal: &Journal, place: usize, durable: &mut [Sparse], pending: &mu
         Action::Write { .. } | Action::Zero(_) | Action::SetLen(_) => pending.push(place),
     }
     pending.len() != before
+}
+
+fn is_inside_long_run(journal: &Journal, point: usize, pending: usize) -> bool {
+    let syncs_next = journal.operations.get(point).is_some_and(|next| next.action.range().is_none());
+    pending > LONG && !pending.is_multiple_of(LONG_STRIDE) && !syncs_next
 }
 
 /// The combinations of fates to try at one point.

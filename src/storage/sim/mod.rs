@@ -269,6 +269,9 @@ impl Machine {
             self.record(file, if dropped { Action::SyncDropped } else { action });
             return Ok(());
         };
+        if failure == SimFailure::Eof {
+            return Err(failure.error());
+        }
         let mut random = Random::new(seed);
         match operation {
             SimOperation::Sync => {
@@ -276,7 +279,7 @@ impl Machine {
                 let lost = pending.filter(|_| random.hit(1, 2)).collect();
                 self.record(file, Action::SyncFailed { lost });
             }
-            SimOperation::Write | SimOperation::Zero if failure != SimFailure::Eof => {
+            SimOperation::Write | SimOperation::Zero => {
                 let fate = match failure {
                     SimFailure::NoSpace => Fate::First(random.below(action.sectors())),
                     _ => Fate::Scattered(random.next()),
