@@ -12,6 +12,7 @@ use super::metadata::Metadata;
 use super::raw::{BAT_ENTRY_LEN, HEADER_AREA_LEN, IDENTIFIER_SIGNATURE, RawIdentifier};
 use super::read_structure;
 use super::region::RegionTable;
+use super::session::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::{Findings, Severity};
 use crate::guid::{self, Guid};
@@ -46,6 +47,8 @@ pub struct Vhdx {
     pub(super) occupied: Vec<Range<u64>>,
     creator: String,
     log_was_dirty: bool,
+    /// What this open has changed so far.
+    pub(super) writer: Writer,
 }
 
 /// What a file holds, read through `view`, where its log is already applied.
@@ -272,6 +275,7 @@ impl Parsed {
             geometry: self.geometry,
             creator: self.creator,
             log_was_dirty: self.replay.is_some(),
+            writer: Writer::default(),
         }
     }
 }

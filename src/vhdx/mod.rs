@@ -13,6 +13,10 @@
 //! | `extents` | which bytes of the file hold a virtual range |
 //! | `create` | new files |
 //! | `log` | the ring of logged metadata updates: entries, search, replay |
+//! | `txn` | transactions: the one way metadata changes after creation |
+//! | `session` | first change to clean close: ids, log session, stock of space |
+//! | `space` | which MiB of the file are free |
+//! | `write` | new contents: reserve and publish |
 
 #![deny(
     clippy::indexing_slicing,
@@ -33,6 +37,10 @@ mod log;
 mod metadata;
 mod raw;
 mod region;
+mod session;
+mod space;
+mod txn;
+mod write;
 
 pub use create::VhdxCreate;
 pub use image::Vhdx;

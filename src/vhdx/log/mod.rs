@@ -46,6 +46,11 @@ impl LogArea {
         at.saturating_add(bytes).checked_rem(self.length).unwrap_or(0)
     }
 
+    /// The ring position `bytes` (at most the ring's length) before `at`.
+    pub(crate) fn before(&self, at: u64, bytes: u64) -> u64 {
+        self.advance(at.saturating_add(self.length).saturating_sub(bytes), 0)
+    }
+
     /// The file offset of ring position `at`.
     pub(crate) const fn file_offset(&self, at: u64) -> u64 {
         self.offset.saturating_add(at)
