@@ -1,3 +1,5 @@
 //! What the formats say, held against files and against a second reader.
 
+mod created;
+mod samples;
 mod second_reader;

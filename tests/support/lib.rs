@@ -3,7 +3,8 @@
 //! * [`spec`]: a slow, plain reader of both formats, written from the format pages alone;
 //! * [`check`]: the rules a file that *we* write must keep, as a list of violations;
 //! * [`oracle`]: programs by other people (qemu-img, 7-Zip, libvhdi);
-//! * [`real`]: the images made by other software, when they are at hand.
+//! * [`real`]: the images made by other software, when they are at hand;
+//! * [`sample`]: the small files of `testdata/`.
 //!
 //! This crate must not depend on vhdkit: an error shared by both sides would be invisible.
 
@@ -11,6 +12,7 @@ pub mod bytes;
 pub mod check;
 pub mod oracle;
 pub mod real;
+pub mod sample;
 pub mod spec;
 
 pub use bytes::{Bytes, Contents};

@@ -101,6 +101,8 @@ fn check_locator(report: &mut Report, item: &[u8]) -> Outcome<()> {
     expect(paths.iter().any(|key| value(key).is_some()), "no path");
     let relative = value("relative_path");
     expect(relative.is_none_or(|path| path.starts_with(".\\") || path.starts_with("..\\")), "relative_path is not");
-    expect(value("absolute_win32_path").is_none_or(|path| path.starts_with("\\\\?\\")), "no \\\\?\\ in front");
+    let absolute = value("absolute_win32_path");
+    let prefixed = absolute.is_none_or(|path| path.starts_with("\\\\?\\"));
+    report.expect(prefixed, "absolute-path", || format!("no \\\\?\\ in front of {absolute:?}"));
     Ok(())
 }
