@@ -302,3 +302,6 @@ fn word_at(page: &Page, at: u64) -> u64 {
     let index = usize::try_from((at & PAGE_LEN.saturating_sub(1)) >> 3).unwrap_or_default();
     page.as_chunks::<8>().0.get(index).map_or(0, |word| u64::from_le_bytes(*word))
 }
+
+#[cfg(test)]
+mod tests;

@@ -336,4 +336,4 @@ fn occupied(headers: &HeaderPair, regions: &RegionTable) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::vhdx) mod tests;

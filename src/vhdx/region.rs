@@ -183,6 +183,7 @@ impl RegionTable {
             let end = header.log_offset.saturating_add(u64::from(header.log_length));
             ranges.push((header.log_offset..end, "the log".into()));
         }
+        ranges.retain(|(range, _)| !range.is_empty());
         ranges.sort_by_key(|(range, _)| range.start);
         let mut before: Option<&(Range<u64>, String)> = None;
         for next in &ranges {

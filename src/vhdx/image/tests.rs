@@ -1,12 +1,22 @@
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
+mod mutated;
 mod real;
 
 use super::*;
+use crate::link::{NewParent, ParentPaths};
 use crate::map::{BlockMap, Source};
+use crate::storage::MemoryStorage;
+use crate::vhdx::VhdxCreate;
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A parent for children whose parent is never looked for.
+pub(in crate::vhdx) fn child_of_nobody() -> NewParent {
+    let paths = ParentPaths { relative: Some(".\\parent.vhdx".into()), absolute: None };
+    NewParent { id: ImageId::Vhdx(Guid::from_u128(1)), paths, timestamp: 0 }
+}
 
 /// SHA-256 of the whole disk, with absent ranges as zeros: right for a disk without a parent.
 fn disk_hash(image: &Vhdx) -> Result<String> {
@@ -32,17 +42,17 @@ fn disk_hash(image: &Vhdx) -> Result<String> {
 
 /// Counts what is read through it.
 #[derive(Debug)]
-struct Counting {
+pub(in crate::vhdx) struct Counting {
     inner: Arc<dyn Storage>,
     read: AtomicU64,
 }
 
 impl Counting {
-    fn new(inner: Arc<dyn Storage>) -> Self {
+    pub(in crate::vhdx) fn new(inner: Arc<dyn Storage>) -> Self {
         Self { inner, read: AtomicU64::new(0) }
     }
 
-    fn bytes_read(&self) -> u64 {
+    pub(in crate::vhdx) fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 }
@@ -72,4 +82,101 @@ impl Storage for Counting {
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         self.inner.next_data(offset)
     }
+}
+
+fn created(options: &VhdxCreate) -> Arc<MemoryStorage> {
+    let storage = Arc::new(MemoryStorage::new());
+    drop(Vhdx::create(storage.clone(), options).unwrap());
+    storage
+}
+
+fn open(storage: &Arc<MemoryStorage>, access: Access) -> (Result<Vhdx>, Findings) {
+    let mut findings = Findings::new();
+    (Vhdx::open(storage.clone(), access, &mut findings), findings)
+}
+
+#[test]
+fn probe_knows_the_signature_and_nothing_else() {
+    assert!(Vhdx::probe(&*created(&VhdxCreate::new(MIB))).unwrap());
+    for bytes in [&b""[..], b"vhdxfil", b"conectix and more"] {
+        let storage = Arc::new(MemoryStorage::from_bytes(bytes));
+        assert!(!Vhdx::probe(&*storage).unwrap());
+        assert_eq!(open(&storage, Access::Read).0.unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
+
+#[test]
+fn creator_is_what_stands_before_the_first_nul_or_all_of_it() {
+    let storage = created(&VhdxCreate::new(MIB).creator("x".repeat(256)));
+    assert_eq!(open(&storage, Access::Read).0.unwrap().creator(), "x".repeat(256));
+    storage.write_all_at(&[0, 0], 8 + 20).unwrap();
+    assert_eq!(open(&storage, Access::Read).0.unwrap().creator(), "x".repeat(10));
+}
+
+#[test]
+fn reader_cannot_write_through_its_storage() {
+    let storage = created(&VhdxCreate::new(MIB));
+    let image = open(&storage, Access::Read).0.unwrap();
+    assert!(image.storage().write_all_at(b"x", 0).is_err());
+    assert!(open(&storage, Access::Write).0.unwrap().storage().write_all_at(b"v", 0).is_ok());
+}
+
+/// Disk2vhd leaves files of 260 MiB and 512 bytes.
+#[test]
+fn odd_file_length_is_a_warning_and_no_obstacle_to_writing() {
+    let storage = created(&VhdxCreate::new(MIB));
+    storage.set_len(4 * MIB + 512).unwrap();
+    let (image, findings) = open(&storage, Access::Write);
+    assert!(image.is_ok());
+    let [finding] = findings.list() else { panic!("{findings:?}") };
+    assert_eq!((finding.severity, finding.problem.fault), (Severity::Warning, Fault::Alignment));
+}
+
+#[test]
+fn damage_that_a_reader_can_live_with_keeps_a_writer_out() {
+    let storage = created(&VhdxCreate::new(MIB));
+    storage.set_len(4 * MIB - 1).unwrap();
+    let before = storage.to_bytes().unwrap();
+    let (image, findings) = open(&storage, Access::Read);
+    assert!(image.is_ok());
+    assert!(findings.list().iter().any(|finding| finding.severity == Severity::Error));
+    let error = open(&storage, Access::Write).0.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.hint().is_some() && error.problem().is_some());
+    assert!(storage.to_bytes().unwrap() == before);
+}
+
+#[test]
+fn file_without_a_log_is_for_reading_only() {
+    let storage = created(&VhdxCreate::new(MIB));
+    let mut pair = HeaderPair::read(&*storage, &mut Findings::new()).unwrap();
+    pair.update(&*storage, |header| header.log_length = 0).unwrap();
+    assert!(open(&storage, Access::Read).0.is_ok());
+    assert_eq!(open(&storage, Access::Write).0.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn log_in_use_without_entries_is_refused() {
+    let storage = created(&VhdxCreate::new(MIB));
+    let mut pair = HeaderPair::read(&*storage, &mut Findings::new()).unwrap();
+    pair.update(&*storage, |header| header.log_guid = Guid::from_u128(1)).unwrap();
+    for access in [Access::Read, Access::Write] {
+        let error = open(&storage, access).0.unwrap_err();
+        assert_eq!(error.problem().unwrap().structure, Structure::VhdxLog);
+    }
+}
+
+#[test]
+fn table_region_shorter_than_the_disk_needs_is_refused() {
+    // 300 000 blocks need a table of 2.3 MiB; the region is cut to 2 MiB.
+    let storage = created(&VhdxCreate::new(300_000 * MIB).block_size(1 << 20));
+    let image = open(&storage, Access::Read).0.unwrap();
+    let cut = image.regions.with_bat(3 * MIB..5 * MIB).encode();
+    drop(image);
+    for at in crate::vhdx::raw::REGION_TABLE_AT {
+        storage.write_all_at(&cut, at).unwrap();
+    }
+    let error = open(&storage, Access::Read).0.unwrap_err();
+    assert_eq!(error.problem().unwrap().structure, Structure::VhdxBat);
+    assert_eq!(error.offset(), Some(FileOffset(3 * MIB)));
 }
