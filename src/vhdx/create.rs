@@ -29,9 +29,12 @@ const DEFAULT_BLOCK_SIZE: u32 = 32 << 20;
 const DEFAULT_CHILD_BLOCK_SIZE: u32 = 2 << 20;
 const LOG_LEN: u64 = MIB;
 const METADATA_LEN: u64 = MIB;
+/// Items start right behind the table.
+const ITEMS_AT: u32 = 64 << 10;
+const _: () = assert!(ITEMS_AT as usize == METADATA_TABLE_LEN);
 /// The locator starts on a page of its own, so that changing it in place touches no other item; the rest of the region
 /// is left for it to grow into.
-const LOCATOR_AT: u32 = (METADATA_TABLE_LEN as u32) + 4096;
+const LOCATOR_AT: u32 = ITEMS_AT + 4096;
 /// How much of a fixed disk's BAT is written at a time.
 const BAT_CHUNK_ENTRIES: u64 = 8192;
 
@@ -239,7 +242,7 @@ impl NewFile<'_> {
             self.write("metadata item", bytes, self.layout.metadata.start.saturating_add(u64::from(offset)))?;
             Ok(offset.saturating_add(length))
         };
-        let mut next = METADATA_TABLE_LEN as u32;
+        let mut next = ITEMS_AT;
         for (id, flags, bytes) in &disk.items() {
             next = place((*id, *flags, bytes), next)?;
         }

@@ -182,11 +182,6 @@ impl HeaderPair {
         }
     }
 
-    /// A pair for a file that is being created; nothing is written yet.
-    pub(crate) fn new(current: Header) -> Self {
-        Self { current, slot: 1, ambiguous: false }
-    }
-
     /// The header in force.
     pub(crate) fn current(&self) -> &Header {
         &self.current

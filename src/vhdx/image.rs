@@ -250,10 +250,6 @@ impl Parsed {
             return Err(Error::from_problem(ErrorKind::Refused, bad.problem.clone())
                 .with_hint("the image opens for reading; check it, and repair or convert it before writing to it"));
         }
-        if !self.headers.current().log_is_placed() {
-            return Err(Error::new(ErrorKind::Unsupported, "the VHDX file has no log to write through")
-                .with_hint("convert the image to a new file"));
-        }
         let Some(replay) = &self.replay else { return Ok(()) };
         self.headers.update_once(&**storage, |header| header.file_write_guid = guid::fresh())?;
         replay.apply(&**storage)?;

@@ -147,12 +147,14 @@ fn damage_that_a_reader_can_live_with_keeps_a_writer_out() {
 }
 
 #[test]
-fn file_without_a_log_is_for_reading_only() {
+fn log_at_an_impossible_place_is_no_obstacle_to_reading_only() {
     let storage = created(&VhdxCreate::new(MIB));
     let mut pair = HeaderPair::read(&*storage, &mut Findings::new()).unwrap();
-    pair.update(&*storage, |header| header.log_length = 0).unwrap();
+    pair.update(&*storage, |header| header.log_offset = 0).unwrap();
     assert!(open(&storage, Access::Read).0.is_ok());
-    assert_eq!(open(&storage, Access::Write).0.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(open(&storage, Access::Write).0.unwrap_err().kind(), ErrorKind::Refused);
+    pair.update(&*storage, |header| header.log_length = 0).unwrap();
+    assert!(open(&storage, Access::Write).0.is_ok(), "a writer makes a log for a file that has none");
 }
 
 #[test]

@@ -1,0 +1,3 @@
+//! What other programs say of the files we write.
+
+mod vhdx;
