@@ -167,8 +167,7 @@ impl Footer {
         let field = offset_of!(RawFooter, cylinders);
         let (geometry, right, size) = (self.geometry(), Geometry::of(self.size()), self.size());
         let words = |g: Geometry| format!("C/H/S {}/{}/{}", g.cylinders, g.heads, g.sectors);
-        let by_chs = matches!(&self.raw.creator, b"vpc " | b"qemu");
-        if by_chs && !geometry.is_largest() && geometry.bytes() != size {
+        if self.sized_by_geometry() && !geometry.is_largest() && geometry.bytes() != size {
             let found = format!("{}, which is {} bytes", words(geometry), geometry.bytes());
             let allowed = format!("the current size, {size} bytes, which is what counts here; some readers use C/H/S");
             findings.note(Severity::Warning, site.problem(Fault::Mismatch, field, found, allowed));
@@ -206,10 +205,14 @@ impl Footer {
         changed
     }
 
-    /// The same disk at another size.
+    /// The same disk at another size. Where a creator's name makes readers take the size from a geometry that cannot
+    /// express it, the creator becomes ours.
     #[must_use]
     pub(super) fn with_size(&self, size: u64) -> Self {
         let mut changed = self.clone();
+        if self.sized_by_geometry() && Geometry::of(size).bytes() != size {
+            changed.sign_as_ours();
+        }
         let geometry = Geometry::of(size);
         changed.raw.current_size = size.into();
         changed.raw.cylinders = geometry.cylinders.into();
@@ -277,6 +280,11 @@ impl Footer {
 
     fn made_by_tap(&self) -> bool {
         self.raw.creator == *b"tap\0"
+    }
+
+    /// Whether QEMU takes the size of its creator's disks from the geometry.
+    fn sized_by_geometry(&self) -> bool {
+        matches!(&self.raw.creator, b"vpc " | b"qemu")
     }
 
     /// Whether its creator keeps a batmap behind the BAT.

@@ -46,7 +46,9 @@ impl BlockLayout {
 
     /// How many blocks hold a disk of `size` bytes.
     pub(super) fn blocks(self, size: u64) -> u64 {
-        size.checked_add(self.block_size.saturating_sub(1)).and_then(|sum| sum.checked_div(self.block_size)).unwrap_or(0)
+        size.checked_add(self.block_size.saturating_sub(1))
+            .and_then(|sum| sum.checked_div(self.block_size))
+            .unwrap_or(0)
     }
 
     /// The block `offset` lies in, and how far into it.
@@ -146,7 +148,8 @@ impl Header {
         }
         if raw.reserved1.get() != 0 || raw.reserved2.iter().any(|&byte| byte != 0) {
             let field = offset_of!(RawHeader, reserved2);
-            let problem = site.problem(Fault::Reserved, field, "bytes that are not zero", "zeros in the reserved bytes");
+            let problem =
+                site.problem(Fault::Reserved, field, "bytes that are not zero", "zeros in the reserved bytes");
             findings.note_repairable(Severity::Error, problem);
         }
         let orphaned = raw.parent_unique_id != [0; 16]
@@ -235,7 +238,8 @@ impl Header {
 
     /// The parent's name up to its first NUL, when there is one; what is not valid UTF-16 is replaced.
     pub(super) fn parent_name(&self) -> Option<String> {
-        let units: Vec<u16> = self.raw.parent_name.iter().map(|unit| unit.get()).take_while(|&unit| unit != 0).collect();
+        let units: Vec<u16> =
+            self.raw.parent_name.iter().map(|unit| unit.get()).take_while(|&unit| unit != 0).collect();
         (!units.is_empty()).then(|| String::from_utf16_lossy(&units))
     }
 }

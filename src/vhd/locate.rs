@@ -5,9 +5,10 @@
 use super::footer::{self, COPY_SITE};
 use super::header;
 use super::raw::{FOOTER_LEN, HEADER_LEN, RawFooter, SHORT_FOOTER_LEN, Site};
-use super::store::Store;
-use crate::error::Result;
+use super::store;
+use crate::error::{Error, Result};
 use crate::problem::{Fault, Problem, Structure};
+use crate::storage::Storage;
 use crate::units::{FileOffset, MIB, SECTOR, round_down};
 use crate::zeros;
 
@@ -48,9 +49,9 @@ impl Found {
 ///
 /// # Errors
 /// What the storage answers.
-pub(super) fn locate(store: &Store, len: u64) -> Result<Found> {
+pub(super) fn locate(storage: &dyn Storage, len: u64) -> Result<Found> {
     let mut why = match len.checked_sub(FOOTER_LEN) {
-        Some(at) => match read_footer(store, Site { structure: Structure::VhdFooter, at })? {
+        Some(at) => match read_footer(storage, Site { structure: Structure::VhdFooter, at })? {
             Ok(raw) => return Ok(Found::Tail { raw, at }),
             Err(problem) => problem,
         },
@@ -59,7 +60,7 @@ pub(super) fn locate(store: &Store, len: u64) -> Result<Found> {
     if let Some(at) = len.checked_sub(SHORT_FOOTER_LEN)
         && at.is_multiple_of(SECTOR)
     {
-        match read_footer(store, Site { structure: Structure::VhdFooter, at })? {
+        match read_footer(storage, Site { structure: Structure::VhdFooter, at })? {
             Ok(raw) => return Ok(Found::Tail { raw, at }),
             Err(problem) if problem.fault == Fault::Checksum => why = problem,
             Err(_) => {}
@@ -68,25 +69,25 @@ pub(super) fn locate(store: &Store, len: u64) -> Result<Found> {
     if len < FOOTER_LEN {
         return Ok(Found::Nothing(why));
     }
-    match read_footer(store, COPY_SITE)? {
-        Ok(raw) if vouched_for(store, &raw, len)? => return Ok(Found::Copy { raw, why }),
+    match read_footer(storage, COPY_SITE)? {
+        Ok(raw) if vouched_for(storage, &raw, len)? => return Ok(Found::Copy { raw, why }),
         Err(poisoned) if poisoned.fault == Fault::Unsupported => return Ok(Found::Nothing(poisoned)),
         _ => {}
     }
-    if let Some((raw, at)) = find_buried(store, len)? {
+    if let Some((raw, at)) = find_buried(storage, len)? {
         return Ok(Found::Buried { raw, at, why });
     }
     Ok(Found::Nothing(why))
 }
 
 /// The footer at `site`, one byte short when the file ends there.
-fn read_footer(store: &Store, site: Site) -> Result<Result<RawFooter, Problem>> {
+fn read_footer(storage: &dyn Storage, site: Site) -> Result<Result<RawFooter, Problem>> {
     let mut bytes = [0; FOOTER_LEN as usize];
-    let there = store.len()?.saturating_sub(site.at);
+    let there = store::len(storage)?.saturating_sub(site.at);
     if there >= FOOTER_LEN {
-        store.read("the footer", &mut bytes, site.at)?;
+        store::read(storage, "the footer", &mut bytes, site.at)?;
     } else if let Some(part) = bytes.get_mut(..SHORT_FOOTER_LEN as usize) {
-        store.read("the footer", part, site.at)?;
+        store::read(storage, "the footer", part, site.at)?;
     }
     Ok(footer::signed(&bytes, site))
 }
@@ -95,37 +96,40 @@ fn read_footer(store: &Store, site: Site) -> Result<Result<RawFooter, Problem>> 
 ///
 /// # Errors
 /// What the storage answers.
-pub(super) fn read_copy(store: &Store) -> Result<Result<RawFooter, Problem>> {
-    read_footer(store, COPY_SITE)
+pub(super) fn read_copy(storage: &dyn Storage) -> Result<Result<RawFooter, Problem>> {
+    read_footer(storage, COPY_SITE)
 }
 
 /// Whether a dynamic header lies where `raw` says.
-fn vouched_for(store: &Store, raw: &RawFooter, len: u64) -> Result<bool> {
+fn vouched_for(storage: &dyn Storage, raw: &RawFooter, len: u64) -> Result<bool> {
     let at = raw.data_offset.get();
     if !matches!(raw.kind.get(), 3 | 4) || at.checked_add(HEADER_LEN).is_none_or(|end| end > len) {
         return Ok(false);
     }
     let mut bytes = [0; HEADER_LEN as usize];
-    store.read("the dynamic header", &mut bytes, at)?;
+    store::read(storage, "the dynamic header", &mut bytes, at)?;
     Ok(header::signed(&bytes, Site { structure: Structure::VhdHeader, at }).is_ok())
 }
 
 /// A fixed disk's footer that is the last thing in the file that is not zero, and lies where the disk ends.
-fn find_buried(store: &Store, len: u64) -> Result<Option<(RawFooter, u64)>> {
-    let Some(at) = last_data_sector(store, len)? else { return Ok(None) };
+fn find_buried(storage: &dyn Storage, len: u64) -> Result<Option<(RawFooter, u64)>> {
+    let Some(at) = last_data_sector(storage, len)? else { return Ok(None) };
     let site = Site { structure: Structure::VhdFooter, at };
-    Ok(read_footer(store, site)?.ok().filter(|raw| raw.kind.get() == 2 && raw.current_size.get() == at).map(|raw| (raw, at)))
+    Ok(read_footer(storage, site)?
+        .ok()
+        .filter(|raw| raw.kind.get() == 2 && raw.current_size.get() == at)
+        .map(|raw| (raw, at)))
 }
 
 /// The last sector that holds anything but zeros. Holes are stepped over without being read.
-fn last_data_sector(store: &Store, len: u64) -> Result<Option<u64>> {
+fn last_data_sector(storage: &dyn Storage, len: u64) -> Result<Option<u64>> {
     /// Read at a time.
     const WINDOW: u64 = MIB;
     /// Asked about at a time; wide, so that a hole of terabytes takes thousands of questions, not millions.
     const STRIDE: u64 = 1024 * MIB;
     let hint = |at: u64| {
-        let asked = store.storage().next_data(at);
-        asked.map_err(|error| crate::error::Error::io("look for data in the file", error))
+        let asked = storage.next_data(at);
+        asked.map_err(|error| Error::io("look for data in the file", error))
     };
     let mut buffer = vec![0; WINDOW as usize];
     let mut end = len;
@@ -142,7 +146,7 @@ fn last_data_sector(store: &Store, len: u64) -> Result<Option<u64>> {
         }
         let part = usize::try_from(end.saturating_sub(start)).ok().and_then(|len| buffer.get_mut(..len));
         let Some(part) = part else { return Ok(None) };
-        store.read("the end of the file", part, start)?;
+        store::read(storage, "the end of the file", part, start)?;
         let sectors = part.chunks(SECTOR as usize).enumerate();
         if let Some((index, _)) = sectors.filter(|(_, sector)| !zeros::is_zero(sector)).last() {
             return Ok(Some(start.saturating_add((index as u64).saturating_mul(SECTOR))));

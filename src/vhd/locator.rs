@@ -98,8 +98,10 @@ fn claimed_end(locator: &RawLocator, data_end: u64, file_len: u64) -> u64 {
 fn decode(platform: [u8; 4], bytes: &[u8]) -> Option<PathHint> {
     let text = match platform {
         W2RU | W2KU => {
-            let units: Vec<u16> =
-                bytes.chunks_exact(2).map(|unit| unit.iter().rev().fold(0, |sum, &b| sum << 8 | u16::from(b))).collect();
+            let units: Vec<u16> = bytes
+                .chunks_exact(2)
+                .map(|unit| unit.iter().rev().fold(0, |sum, &b| sum << 8 | u16::from(b)))
+                .collect();
             String::from_utf16_lossy(&units)
         }
         MACX => return decode_url(bytes),
@@ -230,7 +232,10 @@ mod tests {
         padded.extend([0, 0, 0, 0, 7]);
         assert_eq!(hint(b"W2ru", &padded), Some((H::Relative, ".\\p\u{e4}rent.vhd".to_owned())));
         assert_eq!(hint(b"W2ku", &le("C:\\a\\b.vhd")), Some((H::Absolute, "C:\\a\\b.vhd".to_owned())));
-        assert_eq!(hint(b"W2ku", &le("\\\\?\\Volume{1}\\b.vhd")), Some((H::Volume, "\\\\?\\Volume{1}\\b.vhd".to_owned())));
+        assert_eq!(
+            hint(b"W2ku", &le("\\\\?\\Volume{1}\\b.vhd")),
+            Some((H::Volume, "\\\\?\\Volume{1}\\b.vhd".to_owned()))
+        );
         assert_eq!(hint(b"W2ku", &le("dyn.vhd")), Some((H::Relative, "dyn.vhd".to_owned())));
         assert_eq!(hint(b"Wi2r", b"..\\x\xe4.vhd"), Some((H::Relative, "..\\x\u{e4}.vhd".to_owned())));
         let url = hint(b"MacX", b"file://localhost/a%20b/p%C3%A4.vhd%");
@@ -242,8 +247,10 @@ mod tests {
 
     #[test]
     fn room_counts_sectors_below_512_and_bytes_above() {
-        let locator = |space: u32| RawLocator { data_space: space.into(), data_offset: 4096.into(), ..Default::default() };
-        for (space, end) in [(0, 4608), (1, 4608), (3, 4096 + 1536), (512, 4608), (4096, 8192), (777, 4608), (1 << 20, 4608)]
+        let locator =
+            |space: u32| RawLocator { data_space: space.into(), data_offset: 4096.into(), ..Default::default() };
+        for (space, end) in
+            [(0, 4608), (1, 4608), (3, 4096 + 1536), (512, 4608), (4096, 8192), (777, 4608), (1 << 20, 4608)]
         {
             assert_eq!(claimed_end(&locator(space), 4100, 1 << 30), end, "space {space}");
         }

@@ -36,12 +36,12 @@ impl Store {
     }
 
     pub(super) fn len(&self) -> Result<u64> {
-        self.storage.len().map_err(|error| Error::io("find the length of the file", error))
+        len(self.storage())
     }
 
     /// Fills `buf` from `at`, past the cache.
     pub(super) fn read(&self, what: &str, buf: &mut [u8], at: u64) -> Result<()> {
-        self.storage.read_exact_at(buf, at).map_err(|error| failed("read", what, at, error))
+        read(self.storage(), what, buf, at)
     }
 
     /// Fills `buf` from `at`, through the cache.
@@ -73,6 +73,16 @@ impl Store {
     pub(super) fn sync(&self) -> Result<()> {
         self.storage.sync().map_err(|error| Error::io("sync the file", error))
     }
+}
+
+/// The length of the file.
+pub(super) fn len(storage: &dyn Storage) -> Result<u64> {
+    storage.len().map_err(|error| Error::io("find the length of the file", error))
+}
+
+/// Fills `buf` from `at`.
+pub(super) fn read(storage: &dyn Storage, what: &str, buf: &mut [u8], at: u64) -> Result<()> {
+    storage.read_exact_at(buf, at).map_err(|error| failed("read", what, at, error))
 }
 
 fn failed(verb: &str, what: &str, at: u64, source: std::io::Error) -> Error {

@@ -1,0 +1,234 @@
+//! The block allocation table and the sector bitmaps it leads to.
+//!
+//! Owns: which entries are believed, and reading them without holding the table. Must not know: what the disk is for, or
+//! where new blocks go.
+
+use super::header::{BlockLayout, Header};
+use super::raw::{FOOTER_LEN, HEADER_LEN};
+use super::store::Store;
+use crate::bitmap::{self, BitOrder};
+use crate::error::{Error, ErrorKind, Result};
+use crate::problem::{Fault, Problem, Structure};
+use crate::units::{FileOffset, SECTOR};
+use std::ops::Range;
+
+/// The entry of a block that has no place.
+pub(super) const UNALLOCATED: u32 = u32::MAX;
+/// How many blocks a scan for overlaps keeps in memory at four bytes each: 128 TiB of disk at the usual block size, and
+/// 256 GiB at the smallest.
+const MAX_TRACKED_BLOCKS: usize = 1 << 26;
+/// Bytes of BAT read at a time by a scan.
+const SCAN_BYTES: usize = 64 << 10;
+/// Bytes of bitmap looked at in one go.
+const BITMAP_STEP: u64 = SECTOR;
+const PAGE: u64 = 4096;
+
+/// Where the table lies, and what its entries may say.
+#[derive(Clone, Debug)]
+pub(super) struct Bat {
+    pub(super) layout: BlockLayout,
+    /// The table with its padding.
+    pub(super) table: Range<u64>,
+    pub(super) entries: u32,
+    /// What blocks must not touch: the footer copy, the header, the table.
+    taken: [Range<u64>; 3],
+    /// Where blocks must end: the footer, or the end of a file that lost it.
+    pub(super) limit: u64,
+    /// The virtual size: what lies past it in the last block need not be there.
+    size: u64,
+}
+
+/// What a scan of the whole table found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Where the last block ends; 0 without blocks.
+    pub(super) end: u64,
+    /// Where the first block starts; `u64::MAX` without blocks.
+    pub(super) first: u64,
+}
+
+impl Bat {
+    pub(super) fn new(header: &Header, header_at: u64, (size, limit): (u64, u64)) -> Self {
+        let table = header.table();
+        Self {
+            layout: header.layout(),
+            entries: header.entries(),
+            taken: [0..FOOTER_LEN, header_at..header_at.saturating_add(HEADER_LEN), table.clone()],
+            table,
+            limit,
+            size,
+        }
+    }
+
+    /// Where the entry of `block` lies in the file.
+    pub(super) fn entry_at(&self, block: u64) -> u64 {
+        self.table.start.saturating_add(block.saturating_mul(4))
+    }
+
+    /// Where the bitmap of `block` starts, or `None` when the block has no place.
+    ///
+    /// # Errors
+    /// `Corrupt` when the entry cannot be believed; what the storage answers.
+    pub(super) fn block(&self, store: &Store, block: u64) -> Result<Option<u64>> {
+        let mut entry = [0; 4];
+        store.read_cached("the block allocation table", &mut entry, self.entry_at(block))?;
+        self.believe(block, u32::from_be_bytes(entry)).map_err(Error::corrupt)
+    }
+
+    fn believe(&self, block: u64, entry: u32) -> Result<Option<u64>, Problem> {
+        if entry == UNALLOCATED {
+            return Ok(None);
+        }
+        let start = u64::from(entry).saturating_mul(SECTOR);
+        let used = self.size.saturating_sub(self.layout.start(block)).min(self.layout.block_size);
+        let end = start.saturating_add(self.layout.bitmap_len).saturating_add(used);
+        let problem = |structure, fault, allowed: String| {
+            let found = format!("block {block} in sector {entry:#x}, file offset {start:#x} to {end:#x}");
+            Problem::new(structure, fault, found, allowed).at(FileOffset(self.entry_at(block)))
+        };
+        if end > self.limit {
+            let allowed = format!("a block that ends by {:#x}, where the data area ends", self.limit);
+            return Err(problem(Structure::VhdBat, Fault::Range, allowed));
+        }
+        if self.taken.iter().any(|taken| start < taken.end && taken.start < end) {
+            let allowed = "a block clear of the footer copy, the header and the table".to_owned();
+            return Err(problem(Structure::VhdBat, Fault::Overlap, allowed));
+        }
+        Ok(Some(start))
+    }
+
+    /// How many blocks from `from` on, below `to`, have no place. Stops early after a few hundred pages of table.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(super) fn unallocated_run(&self, store: &Store, blocks: Range<u64>) -> Result<u64> {
+        /// A 2040 GiB disk of 2 MiB blocks has 1020 pages of table: a quarter of it at a time keeps a call short.
+        const MAX_PAGES: usize = 256;
+        let mut page = [0; PAGE as usize];
+        let mut at = blocks.start;
+        for _ in 0..MAX_PAGES {
+            if at >= blocks.end {
+                break;
+            }
+            let (from, end) = (self.entry_at(at), self.entry_at(blocks.end));
+            let room = PAGE.saturating_sub(from.checked_rem(PAGE).unwrap_or(0)) & !3;
+            let len = end.saturating_sub(from).min(room.max(4));
+            let Some(part) = usize::try_from(len).ok().and_then(|len| page.get_mut(..len)) else { break };
+            store.read_cached("the block allocation table", part, from)?;
+            let (ones, bits) = bitmap::run(part, BitOrder::MsbFirst, 0..len.saturating_mul(8));
+            let run = if ones { bits / 32 } else { 0 };
+            at = at.saturating_add(run);
+            if run < len / 4 {
+                break;
+            }
+        }
+        Ok(at.saturating_sub(blocks.start))
+    }
+
+    /// Hands every entry of `blocks` to `visit`, reading past the cache.
+    ///
+    /// # Errors
+    /// What `visit` and the storage answer.
+    pub(super) fn for_each(
+        &self,
+        store: &Store,
+        blocks: Range<u64>,
+        mut visit: impl FnMut(u64, u32) -> Result<()>,
+    ) -> Result<()> {
+        let mut buffer = vec![0; SCAN_BYTES];
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let count = blocks.end.saturating_sub(block).min(SCAN_BYTES as u64 / 4);
+            let len = usize::try_from(count.saturating_mul(4)).unwrap_or(0);
+            let Some(part) = buffer.get_mut(..len) else { break };
+            store.read("the block allocation table", part, self.entry_at(block))?;
+            for entry in part.as_chunks::<4>().0 {
+                visit(block, u32::from_be_bytes(*entry))?;
+                block = block.saturating_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many blocks of the disk have a place, believed or not.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(super) fn allocated(&self, store: &Store) -> Result<u64> {
+        let mut count = 0u64;
+        self.for_each(store, 0..self.layout.blocks(self.size), |_, entry| {
+            count = count.saturating_add(u64::from(entry != UNALLOCATED));
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// Reads the whole table: where blocks lie. Entries past the end of the disk count too, if they can be believed.
+    ///
+    /// # Errors
+    /// `Corrupt` when an entry of the disk cannot be believed or two blocks share bytes: nothing can be placed safely in
+    /// such a file. `Unsupported` when the table is too big to be checked. What the storage answers.
+    pub(super) fn usage(&self, store: &Store) -> Result<Usage> {
+        let blocks = self.layout.blocks(self.size);
+        let mut places: Vec<u32> = Vec::new();
+        self.for_each(store, 0..u64::from(self.entries), |block, entry| {
+            let place = match self.believe(block, entry) {
+                Err(problem) if block < blocks => return Err(Error::corrupt(problem)),
+                place => place.ok().flatten(),
+            };
+            if place.is_none() {
+                return Ok(());
+            }
+            if places.len() >= MAX_TRACKED_BLOCKS {
+                let message = format_args!("writing to an image of more than {MAX_TRACKED_BLOCKS} allocated blocks");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            places.push(entry);
+            Ok(())
+        })?;
+        places.sort_unstable();
+        let offset = |sector: u32| u64::from(sector).saturating_mul(SECTOR);
+        let stride = self.layout.stride();
+        for (&low, &high) in places.iter().zip(places.iter().skip(1)) {
+            if offset(high).saturating_sub(offset(low)) < stride {
+                let fault = if low == high { Fault::Duplicate } else { Fault::Overlap };
+                let found = format_args!("blocks at file offsets {:#x} and {:#x}", offset(low), offset(high));
+                let allowed = format_args!("every block on {stride} bytes of its own");
+                let problem = Problem::new(Structure::VhdBlock, fault, found, allowed);
+                return Err(Error::corrupt(problem.at(FileOffset(offset(high)))));
+            }
+        }
+        Ok(Usage {
+            end: places.last().map_or(0, |&last| offset(last).saturating_add(stride)),
+            first: places.first().map_or(u64::MAX, |&first| offset(first)),
+        })
+    }
+
+    /// Whether the sectors from `sectors.start` on of the block at `block_at` are set, and how many of `sectors` agree.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(super) fn bitmap_run(&self, store: &Store, block_at: u64, sectors: Range<u64>) -> Result<(bool, u64)> {
+        let mut buffer = [0; BITMAP_STEP as usize];
+        let mut answer = None;
+        let mut bit = sectors.start;
+        while bit < sectors.end {
+            let base = bit / (BITMAP_STEP * 8);
+            let step_end = base.saturating_add(1).saturating_mul(BITMAP_STEP * 8).min(sectors.end);
+            let first_byte = base.saturating_mul(BITMAP_STEP);
+            store.read_cached("a sector bitmap", &mut buffer, block_at.saturating_add(first_byte))?;
+            let shift = first_byte.saturating_mul(8);
+            let inside = bit.saturating_sub(shift)..step_end.saturating_sub(shift);
+            let (value, run) = bitmap::run(&buffer, BitOrder::MsbFirst, inside);
+            if answer.is_some_and(|answer| answer != value) {
+                break;
+            }
+            answer = Some(value);
+            bit = bit.saturating_add(run);
+            if bit < step_end {
+                break;
+            }
+        }
+        Ok((answer.unwrap_or(false), bit.saturating_sub(sectors.start)))
+    }
+}

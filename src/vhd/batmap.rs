@@ -1,0 +1,80 @@
+//! The tap family's batmap: one bit per block, set when the block's bitmap need not be looked at.
+//!
+//! Owns: finding it and reading its bits. Must not know: BAT entries or bitmaps.
+//!
+//! This crate always reads the bitmaps. What matters here is that readers who trust the map are not misled by what this
+//! crate writes: an allocation whose bit is already set, and any change that takes sectors away, drop the map by naming
+//! another creator in the footers, which is one sector each and cannot tear.
+
+use super::raw::{BATMAP_COOKIE, RawBatmap, Site};
+use super::store::Store;
+use crate::bitmap::{self, BitOrder};
+use crate::error::Result;
+use crate::finding::{Findings, Severity};
+use crate::problem::{Fault, Structure};
+use crate::units::SECTOR;
+use std::mem::offset_of;
+use std::ops::Range;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// The newest version of the map that is known (1.2).
+const MAX_VERSION: u32 = 0x0001_0002;
+
+/// A batmap that is there and in its place.
+#[derive(Clone, Debug)]
+pub(super) struct Batmap {
+    map: Range<u64>,
+}
+
+impl Batmap {
+    /// Looks for the map's header at `at`, behind the padded BAT.
+    ///
+    /// # Errors
+    /// What the storage answers; a header that is not there or cannot be believed is noted.
+    pub(super) fn read(store: &Store, at: u64, file_len: u64, findings: &mut Findings) -> Result<Option<Self>> {
+        let site = Site { structure: Structure::VhdBatmap, at };
+        let mut raw = RawBatmap::new_zeroed();
+        if at.checked_add(raw.as_bytes().len() as u64).is_some_and(|end| end <= file_len) {
+            store.read("the batmap header", raw.as_mut_bytes(), at)?;
+        }
+        if raw.cookie != BATMAP_COOKIE {
+            let found = format_args!("{:02x?}", raw.cookie);
+            findings.note(Severity::Error, site.problem(Fault::Signature, 0, found, "the cookie `tdbatmap`"));
+            return Ok(None);
+        }
+        if raw.version.get() > MAX_VERSION {
+            let found = format_args!("version {:#010x}", raw.version);
+            let field = offset_of!(RawBatmap, version);
+            findings.note(Severity::Error, site.problem(Fault::Unsupported, field, found, "at most 0x00010002"));
+            return Ok(None);
+        }
+        let start = raw.map_offset.get();
+        let end = start.checked_add(u64::from(raw.map_sectors.get()).saturating_mul(SECTOR));
+        let Some(end) = end.filter(|&end| end <= file_len) else {
+            let found = format_args!("a map of {} sectors at file offset {start:#x}", raw.map_sectors);
+            let field = offset_of!(RawBatmap, map_offset);
+            findings.note(Severity::Error, site.problem(Fault::Range, field, found, "a map inside the file"));
+            return Ok(None);
+        };
+        Ok(Some(Self { map: start..end }))
+    }
+
+    /// Where the map ends.
+    pub(super) fn end(&self) -> u64 {
+        self.map.end
+    }
+
+    /// Whether the map says that every sector of `block` is there. Blocks past its end are not.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(super) fn says_full(&self, store: &Store, block: u64) -> Result<bool> {
+        let at = self.map.start.saturating_add(block / 8);
+        if at >= self.map.end {
+            return Ok(false);
+        }
+        let mut byte = [0];
+        store.read_cached("the batmap", &mut byte, at)?;
+        Ok(bitmap::get(&byte, BitOrder::MsbFirst, block % 8))
+    }
+}

@@ -1,0 +1,73 @@
+//! Another parent.
+//!
+//! Owns: the order of writes that gives a differencing image a new link. Must not know: whether the new parent shows the
+//! same bytes as the old one; who asks has made sure.
+//!
+//! The link spans both sectors of the header, and a header has no copy, so it is never overwritten in place: a complete
+//! new header is written behind the data, the footers are led to it one after the other, the header is written again in
+//! its usual place, and the footers are led back. One good header is reachable from a good footer at any time.
+
+use super::bat::Bat;
+use super::create::{vhd_id, write_areas};
+use super::header::Header;
+use super::image::Vhd;
+use super::locator::{self, Locators};
+use super::raw::{HEADER_LEN, Site};
+use super::space::FILE_UNIT;
+use crate::error::{Error, ErrorKind, Result};
+use crate::finding::Findings;
+use crate::link::{DiskKind, NewParent};
+use crate::problem::Structure;
+use crate::units::round_up;
+
+impl Vhd {
+    /// Links the image to another parent: its id, its paths, its time. No block changes.
+    ///
+    /// A crash leaves the old link or the new one.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the image is not differencing, the parent is no VHD or has a null id, or a path cannot be
+    /// stored; `ReadOnly`; `Refused` with a saved state; `Corrupt` when the block allocation table is broken; what the
+    /// storage answers.
+    pub fn set_parent(&mut self, parent: &NewParent) -> Result<()> {
+        let id = vhd_id(parent)?;
+        if self.kind() != DiskKind::Differencing {
+            return Err(Error::new(ErrorKind::InvalidInput, "only a differencing disk has a parent"));
+        }
+        self.require_writable()?;
+        self.pending = None;
+        let end = self.data_end()?;
+        let Some((home, old)) = self.sparse.as_ref().map(|sparse| (sparse.header_at, sparse.header.clone())) else {
+            return Ok(());
+        };
+        let away = round_up(end, FILE_UNIT).unwrap_or(end);
+        let composed = locator::compose(&parent.paths, away.saturating_add(HEADER_LEN))?;
+        let header = old.with_parent(id, parent.timestamp, composed.entries, &composed.name);
+        self.ensure_tail(composed.end)?;
+        write_areas(&self.store, &composed)?;
+        self.store.write("the dynamic header", header.bytes(), away)?;
+        self.store.sync()?;
+        let site = Site { structure: Structure::VhdHeader, at: away };
+        let locators = Locators::read(&self.store, &header, (site, self.store.len()?), &mut Findings::new())?;
+        self.move_header(&header, away)?;
+        if let Some(sparse) = &mut self.sparse {
+            sparse.locators = locators;
+        }
+        self.store.write("the dynamic header", header.bytes(), home)?;
+        self.store.sync()?;
+        self.move_header(&header, home)
+    }
+
+    /// Leads both footers to `header`, which is durable at `at`.
+    fn move_header(&mut self, header: &Header, at: u64) -> Result<()> {
+        self.write_footers(self.footer.with_data_offset(at))?;
+        let limits = (self.footer.size(), self.tail_at);
+        if let Some(sparse) = &mut self.sparse {
+            sparse.header = header.clone();
+            sparse.header_at = at;
+            sparse.bat = Bat::new(header, at, limits);
+        }
+        self.set_data_end(None);
+        Ok(())
+    }
+}
