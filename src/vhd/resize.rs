@@ -53,26 +53,33 @@ impl Vhd {
 
     /// A fixed disk has one footer, and it lies where the disk is to go on. So another one is written at the new end that
     /// still says the old size (the file then merely has slack), the old one is zeroed, and the size changes in place.
+    ///
+    /// Should only the new length of the file survive of the first step, the old footer is found behind the zeros.
     fn grow_fixed(&mut self, old: u64, size: u64) -> Result<()> {
-        let (old_tail, old_len) = (self.tail_at, self.store.len()?);
-        let dead = if size > old_tail {
-            self.store.write("the footer", self.footer.bytes(), size)?;
-            self.store.sync()?;
-            self.set_tail(size);
-            old..old_len
-        } else {
-            old..old_tail
-        };
-        self.store.zero("the new end of the disk", dead)?;
+        self.cut_slack()?;
+        let old_len = self.store.len()?;
+        self.store.write("the footer", self.footer.bytes(), size)?;
+        self.store.sync()?;
+        self.set_tail(size);
+        self.store.zero("the new end of the disk", old..old_len)?;
         self.store.sync()?;
         self.write_footers(self.footer.with_size(size))
     }
 
     fn shrink_fixed(&mut self, size: u64) -> Result<()> {
         self.write_footers(self.footer.with_size(size))?;
-        self.store.write("the footer", self.footer.bytes(), size)?;
+        self.cut_slack()
+    }
+
+    /// Ends a fixed file right behind its disk.
+    fn cut_slack(&mut self) -> Result<()> {
+        let end = self.virtual_size();
+        if end == self.tail_at {
+            return Ok(());
+        }
+        self.store.write("the footer", self.footer.bytes(), end)?;
         self.store.sync()?;
-        self.cut_behind(size)
+        self.cut_behind(end)
     }
 
     fn grow_sparse(&mut self, old: u64, size: u64, grow: GrowAs) -> Result<()> {
