@@ -4,7 +4,7 @@
 //! where new blocks go.
 
 use super::header::{BlockLayout, Header};
-use super::raw::{FOOTER_LEN, HEADER_LEN};
+use super::raw::{FOOTER_LEN, HEADER_LEN, SECTOR_BYTES};
 use super::store::Store;
 use crate::bitmap::{self, BitOrder};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,7 +21,8 @@ const MAX_TRACKED_BLOCKS: usize = 1 << 26;
 const SCAN_BYTES: usize = 64 << 10;
 /// Bytes of bitmap looked at in one go.
 const BITMAP_STEP: u64 = SECTOR;
-const PAGE: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = PAGE_BYTES as u64;
 
 /// Where the table lies, and what its entries may say.
 #[derive(Clone, Debug)]
@@ -104,7 +105,7 @@ impl Bat {
     pub(super) fn unallocated_run(&self, store: &Store, blocks: Range<u64>) -> Result<u64> {
         /// A 2040 GiB disk of 2 MiB blocks has 1020 pages of table: a quarter of it at a time keeps a call short.
         const MAX_PAGES: usize = 256;
-        let mut page = [0; PAGE as usize];
+        let mut page = [0; PAGE_BYTES];
         let mut at = blocks.start;
         for _ in 0..MAX_PAGES {
             if at >= blocks.end {
@@ -209,7 +210,7 @@ impl Bat {
     /// # Errors
     /// What the storage answers.
     pub(super) fn bitmap_run(&self, store: &Store, block_at: u64, sectors: Range<u64>) -> Result<(bool, u64)> {
-        let mut buffer = [0; BITMAP_STEP as usize];
+        let mut buffer = [0; SECTOR_BYTES];
         let mut answer = None;
         let mut bit = sectors.start;
         while bit < sectors.end {

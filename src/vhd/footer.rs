@@ -4,7 +4,7 @@
 //! which of two decides.
 
 use super::geometry::Geometry;
-use super::raw::{FOOTER_COOKIE, FOOTER_LEN, NOWHERE, POISON_COOKIE, RawFooter, Site, VERSION_1};
+use super::raw::{FOOTER_BYTES, FOOTER_COOKIE, FOOTER_LEN, NOWHERE, POISON_COOKIE, RawFooter, Site, VERSION_1};
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::{Findings, Severity};
 use crate::link::DiskKind;
@@ -48,7 +48,7 @@ pub(super) struct Footer {
 /// # Errors
 /// What is wrong with it: `Missing`, `Checksum`, `Dirty` (the tap family's mark of an image in use) or `Unsupported`
 /// (poisoned by an interrupted journaled operation).
-pub(super) fn signed(bytes: &[u8; FOOTER_LEN as usize], site: Site) -> Result<RawFooter, Problem> {
+pub(super) fn signed(bytes: &[u8; FOOTER_BYTES], site: Site) -> Result<RawFooter, Problem> {
     let allowed = "the cookie `conectix`";
     let raw = RawFooter::read_from_bytes(bytes).map_err(|_| site.problem(Fault::Missing, 0, "nothing", allowed))?;
     if raw.cookie == POISON_COOKIE {

@@ -2,7 +2,7 @@
 //!
 //! Owns: every rule about a header's fields, and how a fresh one looks. Must not know: what locator data or the BAT hold.
 
-use super::raw::{HEADER_COOKIE, HEADER_LEN, NOWHERE, RawHeader, RawLocator, Site, VERSION_1};
+use super::raw::{HEADER_BYTES, HEADER_COOKIE, NOWHERE, RawHeader, RawLocator, Site, VERSION_1};
 use crate::error::Result;
 use crate::finding::{Findings, Severity};
 use crate::problem::{Fault, Problem};
@@ -75,7 +75,7 @@ pub(super) fn block_size_rule(block_size: u32) -> Result<(), String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn signed(bytes: &[u8; HEADER_LEN as usize], site: Site) -> Result<RawHeader, Problem> {
+pub(super) fn signed(bytes: &[u8; HEADER_BYTES], site: Site) -> Result<RawHeader, Problem> {
     let allowed = "the cookie `cxsparse`";
     let raw = RawHeader::read_from_bytes(bytes).map_err(|_| site.problem(Fault::Missing, 0, "nothing", allowed))?;
     if raw.cookie != HEADER_COOKIE {

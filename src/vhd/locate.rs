@@ -4,7 +4,7 @@
 
 use super::footer::{self, COPY_SITE};
 use super::header;
-use super::raw::{FOOTER_LEN, HEADER_LEN, RawFooter, SHORT_FOOTER_LEN, Site};
+use super::raw::{FOOTER_BYTES, FOOTER_LEN, HEADER_BYTES, HEADER_LEN, RawFooter, SECTOR_BYTES, SHORT_FOOTER_LEN, Site};
 use super::store;
 use crate::error::{Error, Result};
 use crate::problem::{Fault, Problem, Structure};
@@ -82,11 +82,11 @@ pub(super) fn locate(storage: &dyn Storage, len: u64) -> Result<Found> {
 
 /// The footer at `site`, one byte short when the file ends there.
 fn read_footer(storage: &dyn Storage, site: Site) -> Result<Result<RawFooter, Problem>> {
-    let mut bytes = [0; FOOTER_LEN as usize];
+    let mut bytes = [0; FOOTER_BYTES];
     let there = store::len(storage)?.saturating_sub(site.at);
     if there >= FOOTER_LEN {
         store::read(storage, "the footer", &mut bytes, site.at)?;
-    } else if let Some(part) = bytes.get_mut(..SHORT_FOOTER_LEN as usize) {
+    } else if let Some(part) = bytes.get_mut(..FOOTER_BYTES.saturating_sub(1)) {
         store::read(storage, "the footer", part, site.at)?;
     }
     Ok(footer::signed(&bytes, site))
@@ -106,7 +106,7 @@ fn vouched_for(storage: &dyn Storage, raw: &RawFooter, len: u64) -> Result<bool>
     if !matches!(raw.kind.get(), 3 | 4) || at.checked_add(HEADER_LEN).is_none_or(|end| end > len) {
         return Ok(false);
     }
-    let mut bytes = [0; HEADER_LEN as usize];
+    let mut bytes = [0; HEADER_BYTES];
     store::read(storage, "the dynamic header", &mut bytes, at)?;
     Ok(header::signed(&bytes, Site { structure: Structure::VhdHeader, at }).is_ok())
 }
@@ -124,14 +124,15 @@ fn find_buried(storage: &dyn Storage, len: u64) -> Result<Option<(RawFooter, u64
 /// The last sector that holds anything but zeros. Holes are stepped over without being read.
 fn last_data_sector(storage: &dyn Storage, len: u64) -> Result<Option<u64>> {
     /// Read at a time.
-    const WINDOW: u64 = MIB;
+    const WINDOW_BYTES: usize = 1 << 20;
+    const WINDOW: u64 = WINDOW_BYTES as u64;
     /// Asked about at a time; wide, so that a hole of terabytes takes thousands of questions, not millions.
     const STRIDE: u64 = 1024 * MIB;
     let hint = |at: u64| {
         let asked = storage.next_data(at);
         asked.map_err(|error| Error::io("look for data in the file", error))
     };
-    let mut buffer = vec![0; WINDOW as usize];
+    let mut buffer = vec![0; WINDOW_BYTES];
     let mut end = len;
     while end > 0 {
         let wide = round_down(end.saturating_sub(1), STRIDE);
@@ -147,8 +148,7 @@ fn last_data_sector(storage: &dyn Storage, len: u64) -> Result<Option<u64>> {
         let part = usize::try_from(end.saturating_sub(start)).ok().and_then(|len| buffer.get_mut(..len));
         let Some(part) = part else { return Ok(None) };
         store::read(storage, "the end of the file", part, start)?;
-        let sectors = part.chunks(SECTOR as usize).enumerate();
-        if let Some((index, _)) = sectors.filter(|(_, sector)| !zeros::is_zero(sector)).last() {
+        if let Some(index) = part.chunks(SECTOR_BYTES).rposition(|sector| !zeros::is_zero(sector)) {
             return Ok(Some(start.saturating_add((index as u64).saturating_mul(SECTOR))));
         }
         end = start;

@@ -3,7 +3,7 @@
 //! Owns: platform codes, text encodings, and where locator data may lie. Must not know: how a path is resolved.
 
 use super::header::Header;
-use super::raw::{RawHeader, RawLocator, Site};
+use super::raw::{RawHeader, RawLocator, SECTOR_BYTES, Site};
 use super::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::{Findings, Severity};
@@ -182,7 +182,7 @@ pub(super) fn compose(paths: &ParentPaths, at: u64) -> Result<Composed> {
             let message = "a parent's path must have 1 to 32768 UTF-16 units and no NUL";
             return Err(Error::new(ErrorKind::InvalidInput, message));
         };
-        bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
+        bytes.resize(bytes.len().next_multiple_of(SECTOR_BYTES), 0);
         *slot = RawLocator {
             platform,
             data_space: u32::try_from(bytes.len()).unwrap_or(0).into(),

@@ -10,7 +10,7 @@ use super::header::{self, Header};
 use super::image::{Sparse, Vhd};
 use super::locate::{self, Found};
 use super::locator::Locators;
-use super::raw::{FOOTER_LEN, HEADER_LEN, RawFooter, Site};
+use super::raw::{FOOTER_BYTES, FOOTER_LEN, HEADER_BYTES, HEADER_LEN, RawFooter, Site};
 use super::space;
 use super::store::{self, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -108,6 +108,7 @@ impl Vhd {
 }
 
 /// The footer that was found to decide.
+#[derive(Clone, Copy)]
 struct Decided {
     raw: RawFooter,
     site: Site,
@@ -206,7 +207,7 @@ fn read_sparse(store: &Store, footer: &Footer, (limit, len): (u64, u64), finding
         let allowed = format_args!("1024 bytes between the footer copy and the end of the file at {len:#x}");
         site.problem(Fault::Range, 0, format_args!("a dynamic header at file offset {at:#x}"), allowed)
     })?;
-    let mut bytes = [0; HEADER_LEN as usize];
+    let mut bytes = [0; HEADER_BYTES];
     store.read("the dynamic header", &mut bytes, at)?;
     let raw = header::signed(&bytes, site).map_err(|problem| findings.fatal(problem))?;
     let header = Header::trust(raw, site, (footer.size(), len), findings)?;
@@ -228,7 +229,7 @@ fn read_sparse(store: &Store, footer: &Footer, (limit, len): (u64, u64), finding
 fn inspect_layout(store: &Store, header: &Header, len: u64, findings: &mut Findings) -> Result<()> {
     let table = header.table();
     let entries_end = table.start.saturating_add(u64::from(header.entries()).saturating_mul(4));
-    let mut buffer = [0; FOOTER_LEN as usize];
+    let mut buffer = [0; FOOTER_BYTES];
     let padding = table.end.min(len).saturating_sub(entries_end);
     if let Some(part) = usize::try_from(padding).ok().and_then(|len| buffer.get_mut(..len)) {
         store.read("the padding of the block allocation table", part, entries_end)?;

@@ -20,12 +20,18 @@ pub(super) const POISON_COOKIE: [u8; 8] = *b"v_poison";
 pub(super) const VERSION_1: u32 = 0x0001_0000;
 /// An offset field that points nowhere.
 pub(super) const NOWHERE: u64 = u64::MAX;
+/// [`SECTOR`](crate::units::SECTOR) as the length of a buffer.
+pub(super) const SECTOR_BYTES: usize = 512;
 /// Length of a footer.
-pub(super) const FOOTER_LEN: u64 = size_of::<RawFooter>() as u64;
+pub(super) const FOOTER_BYTES: usize = size_of::<RawFooter>();
+/// [`FOOTER_BYTES`] in file arithmetic.
+pub(super) const FOOTER_LEN: u64 = FOOTER_BYTES as u64;
 /// Length of the footer of products before Virtual PC 2004: the last byte is missing (VHD 1.0).
 pub(super) const SHORT_FOOTER_LEN: u64 = FOOTER_LEN - 1;
 /// Length of a dynamic header.
-pub(super) const HEADER_LEN: u64 = size_of::<RawHeader>() as u64;
+pub(super) const HEADER_BYTES: usize = size_of::<RawHeader>();
+/// [`HEADER_BYTES`] in file arithmetic.
+pub(super) const HEADER_LEN: u64 = HEADER_BYTES as u64;
 
 /// Hard disk footer (VHD 1.0, "Hard Disk Footer Format").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -95,6 +101,7 @@ pub(super) struct RawBatmap {
     pub(super) rest: [u8; 484],
 }
 
+const _: () = assert!(SECTOR_BYTES as u64 == crate::units::SECTOR);
 const _: () = assert!(size_of::<RawFooter>() == 512);
 const _: () = assert!(size_of::<RawLocator>() == 24);
 const _: () = assert!(size_of::<RawHeader>() == 1024);

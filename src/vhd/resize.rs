@@ -12,7 +12,7 @@ use super::create::fill_table;
 use super::footer::size_rule;
 use super::header::{Header, table_len};
 use super::image::{Sparse, Vhd};
-use super::raw::{FOOTER_LEN, HEADER_LEN};
+use super::raw::{FOOTER_LEN, HEADER_LEN, SECTOR_BYTES};
 use super::space::FILE_UNIT;
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::{DiskKind, GrowAs};
@@ -186,7 +186,7 @@ impl Vhd {
         self.store.sync()?;
         let Some(sparse) = &self.sparse else { return Ok(()) };
         let header = sparse.header.with_table(table_at, entries);
-        let first_sector = header.bytes().get(..SECTOR as usize).unwrap_or_default();
+        let first_sector = header.bytes().get(..SECTOR_BYTES).unwrap_or_default();
         self.store.write("the dynamic header", first_sector, sparse.header_at)?;
         self.store.sync()?;
         self.rebuild_bat(Some(header));
@@ -215,7 +215,7 @@ impl Vhd {
         let old_end = sparse.bat.entry_at(sparse.bat.entries.into());
         if old_end < table.end {
             let at = table.end.saturating_sub(SECTOR);
-            let mut bytes = [0; SECTOR as usize];
+            let mut bytes = [0; SECTOR_BYTES];
             self.store.read("the block allocation table", &mut bytes, at)?;
             let kept = usize::try_from(old_end.saturating_sub(at)).unwrap_or(usize::MAX);
             bytes.get_mut(kept..).unwrap_or_default().fill(0xFF);

@@ -6,6 +6,7 @@
 use super::bat::UNALLOCATED;
 use super::header::BlockLayout;
 use super::image::{Sparse, Vhd};
+use super::raw::SECTOR_BYTES;
 use super::space::{FILE_UNIT, tail_position};
 use super::store::Store;
 use crate::bitmap::{self, BitOrder};
@@ -151,7 +152,7 @@ impl Sparse {
             let index = at / BITS;
             let end = index.saturating_add(1).saturating_mul(BITS).min(sectors.end);
             let offset = block_at.saturating_add(index.saturating_mul(SECTOR));
-            let mut bytes = [0; SECTOR as usize];
+            let mut bytes = [0; SECTOR_BYTES];
             store.read_cached("a sector bitmap", &mut bytes, offset)?;
             let before = bytes;
             let shift = index.saturating_mul(BITS);
@@ -171,7 +172,7 @@ impl Sparse {
         for group in entries.chunk_by(|a, b| sector_of(a.0) == sector_of(b.0)) {
             let Some(&(first, _)) = group.first() else { continue };
             let at = sector_of(first).saturating_mul(SECTOR);
-            let mut bytes = [0; SECTOR as usize];
+            let mut bytes = [0; SECTOR_BYTES];
             store.read_cached("the block allocation table", &mut bytes, at)?;
             let before = bytes;
             for &(block, entry) in group {
@@ -284,7 +285,7 @@ impl BlockSink for Vhd {
     }
 
     fn logical_sector_size(&self) -> u32 {
-        SECTOR as u32
+        512
     }
 
     fn space_for(&self, wants: &[Want]) -> Result<u64> {
