@@ -17,6 +17,7 @@
 //! | `session` | first change to clean close: ids, log session, stock of space |
 //! | `space` | which MiB of the file are free |
 //! | `write` | new contents: reserve and publish |
+//! | `edit`, `resize` | metadata items, the virtual size |
 
 #![deny(
     clippy::indexing_slicing,
@@ -29,6 +30,7 @@
 
 mod bat;
 mod create;
+mod edit;
 mod extents;
 mod header;
 mod image;
@@ -37,6 +39,7 @@ mod log;
 mod metadata;
 mod raw;
 mod region;
+mod resize;
 mod session;
 mod space;
 mod txn;

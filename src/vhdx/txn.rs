@@ -233,3 +233,6 @@ impl Session {
 fn length(storage: &dyn Storage) -> Result<u64> {
     storage.len().map_err(|error| Error::io("read the file's length", error))
 }
+
+#[cfg(test)]
+mod tests;

@@ -329,4 +329,4 @@ impl Vhdx {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::vhdx) mod tests;

@@ -13,6 +13,7 @@ use crate::vhdx::bat::PayloadState;
 use crate::vhdx::{Vhdx, VhdxCreate};
 use proptest::prelude::*;
 use std::sync::Arc;
+use vhdkit_support::{Report, SpecDisk};
 
 /// A new image of `size` bytes with blocks of 1 MiB.
 pub(in crate::vhdx) fn create(storage: &Arc<dyn Storage>, size: u64, kind: DiskKind, sector: u32) -> Vhdx {
@@ -150,7 +151,8 @@ fn disks() -> impl Strategy<Value = (DiskKind, u32, u64, Vec<Act>)> {
 }
 
 fn run(kind: DiskKind, sector: u32, size: u64, acts: Vec<Act>) -> Result<(), TestCaseError> {
-    let storage = memory();
+    let file = Arc::new(MemoryStorage::new());
+    let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
     let parent: Vec<u8> = (0..size + MIB).map(|at| pattern(at, 0x55)).collect();
     let mut image = create(&storage, size, kind, sector);
     let mut want =
@@ -191,6 +193,12 @@ fn run(kind: DiskKind, sector: u32, size: u64, acts: Vec<Act>) -> Result<(), Tes
         for block in 0..blocks {
             prop_assert_eq!(image.payload_entry(block).unwrap().state, PayloadState::FullyPresent);
         }
+    }
+    let bytes = file.to_bytes().unwrap();
+    Report::vhdx(&bytes).assert_clean("written");
+    if kind != DiskKind::Differencing {
+        let disk = SpecDisk::from_bytes(vec![Box::new(bytes)]).unwrap();
+        prop_assert!(disk.read(0, size as usize).unwrap() == want, "the second reader");
     }
     Ok(())
 }
