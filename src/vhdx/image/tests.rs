@@ -1,6 +1,8 @@
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
+#[cfg(feature = "sim")]
+mod crash;
 mod mutated;
 mod real;
 
