@@ -1,1 +1,222 @@
 //! One image of any format.
+//!
+//! Owns: the closed list of formats, telling them apart, and the questions every format answers.
+//! Must not know: paths, parents' files, or what an operation does with an image.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::finding::Findings;
+use crate::link::{DiskKind, GrowAs, ImageId, NewParent, ParentLink};
+use crate::map::{BlockMap, BlockSink};
+use crate::raw::Raw;
+use crate::storage::{Access, Storage};
+use crate::vhd::Vhd;
+use crate::vhdx::Vhdx;
+use std::fmt;
+use std::sync::Arc;
+
+/// An image format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum Format {
+    /// A flat file.
+    Raw,
+    /// VHD 1.0.
+    Vhd,
+    /// VHDX ([MS-VHDX]).
+    Vhdx,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+        })
+    }
+}
+
+/// An open image. Dropping one that was written closes it as well as it can; [`close`](Self::close) says whether that
+/// worked.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Image {
+    /// A VHD.
+    Vhd(Box<Vhd>),
+    /// A VHDX.
+    Vhdx(Box<Vhdx>),
+    /// A flat file that the caller called raw.
+    Raw(Raw),
+}
+
+impl Image {
+    /// Which format `storage` holds, by its own marks; `None` when it is neither VHD nor VHDX. Never answers `Raw`.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub fn probe(storage: &dyn Storage) -> Result<Option<Format>> {
+        if Vhdx::probe(storage)? {
+            Ok(Some(Format::Vhdx))
+        } else if Vhd::probe(storage)? {
+            Ok(Some(Format::Vhd))
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Opens the VHD or VHDX in `storage`; what is odd about it is added to `findings`.
+    ///
+    /// # Errors
+    /// `UnknownFormat` when it is neither (a raw file is opened by [`open_raw`](Self::open_raw), never guessed);
+    /// `Corrupt`, `Unsupported`, `Refused`; what the storage answers.
+    pub fn open(storage: Arc<dyn Storage>, access: Access, findings: &mut Findings) -> Result<Self> {
+        match Self::probe(&*storage)? {
+            Some(Format::Vhdx) => Ok(Self::Vhdx(Box::new(Vhdx::open(storage, access, findings)?))),
+            Some(Format::Vhd) => Ok(Self::Vhd(Box::new(Vhd::open(storage, access, findings)?))),
+            Some(Format::Raw) | None => Err(Error::new(ErrorKind::UnknownFormat, "neither a VHD nor a VHDX file")
+                .with_windows_name("ERROR_VHD_FORMAT_UNKNOWN")
+                .with_hint("if this is a raw disk image, say so with -f raw")),
+        }
+    }
+
+    /// Takes `storage` as a flat disk because the caller says it is one.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub fn open_raw(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
+        Raw::open(storage, access).map(Self::Raw)
+    }
+
+    /// Its format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Vhd(_) => Format::Vhd,
+            Self::Vhdx(_) => Format::Vhdx,
+            Self::Raw(_) => Format::Raw,
+        }
+    }
+
+    /// Fixed, dynamic or differencing; raw counts as fixed.
+    #[must_use]
+    pub fn kind(&self) -> DiskKind {
+        match self {
+            Self::Vhd(image) => image.kind(),
+            Self::Vhdx(image) => image.kind(),
+            Self::Raw(_) => DiskKind::Fixed,
+        }
+    }
+
+    /// Who it is to its children; a raw file is nobody.
+    #[must_use]
+    pub fn id(&self) -> Option<ImageId> {
+        match self {
+            Self::Vhd(image) => Some(image.id()),
+            Self::Vhdx(image) => Some(image.id()),
+            Self::Raw(_) => None,
+        }
+    }
+
+    /// Whom it names as its parent, when it is a differencing image.
+    #[must_use]
+    pub fn parent_link(&self) -> Option<ParentLink> {
+        match self {
+            Self::Vhd(image) => image.parent_link(),
+            Self::Vhdx(image) => image.parent_link(),
+            Self::Raw(_) => None,
+        }
+    }
+
+    /// The virtual size in bytes.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.map().virtual_size()
+    }
+
+    /// The logical sector size in bytes: 512 or 4096.
+    #[must_use]
+    pub fn logical_sector_size(&self) -> u32 {
+        match self {
+            Self::Vhd(_) | Self::Raw(_) => 512,
+            Self::Vhdx(image) => image.logical_sector_size(),
+        }
+    }
+
+    /// Bytes per block, where the image has blocks.
+    #[must_use]
+    pub fn block_size(&self) -> Option<u32> {
+        match self {
+            Self::Vhd(image) => image.block_size(),
+            Self::Vhdx(image) => Some(image.block_size()),
+            Self::Raw(_) => None,
+        }
+    }
+
+    /// Its map.
+    #[must_use]
+    pub fn map(&self) -> &dyn BlockMap {
+        match self {
+            Self::Vhd(image) => &**image,
+            Self::Vhdx(image) => &**image,
+            Self::Raw(image) => image,
+        }
+    }
+
+    /// Its map with the questions a writer asks.
+    #[must_use]
+    pub fn sink_view(&self) -> &dyn BlockSink {
+        match self {
+            Self::Vhd(image) => &**image,
+            Self::Vhdx(image) => &**image,
+            Self::Raw(image) => image,
+        }
+    }
+
+    /// Its map, to be written through.
+    #[must_use]
+    pub fn sink(&mut self) -> &mut dyn BlockSink {
+        match self {
+            Self::Vhd(image) => &mut **image,
+            Self::Vhdx(image) => &mut **image,
+            Self::Raw(image) => image,
+        }
+    }
+
+    /// Makes the disk `size` bytes long. Data past a smaller size is gone, and growing again shows `grow` there.
+    /// Durable on return; after a crash the disk has the old size or the new one.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a size the format cannot hold, `ReadOnly`, `NoSpace`, what the storage answers.
+    pub fn set_virtual_size(&mut self, size: u64, grow: GrowAs) -> Result<()> {
+        match self {
+            Self::Vhd(image) => image.set_virtual_size(size, grow),
+            Self::Vhdx(image) => image.set_virtual_size(size, grow),
+            Self::Raw(image) => image.set_virtual_size(size),
+        }
+    }
+
+    /// Points a differencing image at `parent`. Durable on return; after a crash the old link stands or the new one.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the image is not differencing or the parent is of another format; what the storage answers.
+    pub fn set_parent(&mut self, parent: &NewParent) -> Result<()> {
+        match self {
+            Self::Vhd(image) => image.set_parent(parent),
+            Self::Vhdx(image) => image.set_parent(parent),
+            Self::Raw(_) => Err(Error::new(ErrorKind::InvalidInput, "a raw image has no parent")),
+        }
+    }
+
+    /// Ends a writing session cleanly: everything durable, the log empty, the footer in place.
+    ///
+    /// # Errors
+    /// What the storage answers; the file is then as after a crash.
+    pub fn close(self) -> Result<()> {
+        match self {
+            Self::Vhd(image) => image.close(),
+            Self::Vhdx(image) => image.close(),
+            Self::Raw(image) => image.close(),
+        }
+    }
+}

@@ -14,7 +14,7 @@
 //! 4  vhd  vhdx  raw  |  copy    formats and the copier are siblings
 //! 3  map  link                  the seam between them
 //! 2  storage                    bytes at offsets, one barrier, locks, faults
-//! 1  finding
+//! 1  finding watch
 //! 0  error problem units guid bitmap zeros
 //! ```
 
@@ -34,11 +34,15 @@ pub mod storage;
 pub mod units;
 pub mod vhd;
 pub mod vhdx;
+mod watch;
 mod zeros;
 
 pub use error::{Error, ErrorKind, Result};
 pub use finding::{Finding, Findings, Severity};
 pub use guid::Guid;
+pub use image::{Format, Image};
 pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint};
 pub use map::{BlockMap, BlockSink, Content, Extent, Place, Reservation, Source, Want};
 pub use problem::{Fault, Problem, Structure};
+pub use raw::Raw;
+pub use watch::{CancelToken, Observer, Progress, Watch};

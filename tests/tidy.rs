@@ -16,7 +16,7 @@ use syn::{Attribute, FnArg, Item, Meta};
 /// long as no circle closes.
 const LAYERS: [&[&str]; 8] = [
     &["error", "problem", "units", "guid", "bitmap", "zeros"],
-    &["finding"],
+    &["finding", "watch"],
     &["storage"],
     &["map", "link"],
     &["vhd", "vhdx", "raw", "copy"],

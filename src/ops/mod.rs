@@ -1,1 +1,19 @@
-//! Operations over chains.
+//! Operations over images and chains.
+//!
+//! Owns: the plans: what to read, where to put it, what to publish, in which order. Must not know: how a format stores
+//! a block (the maps do), how bytes are moved (the copier does), how a person sees it (the program does).
+
+mod convert;
+mod create;
+mod info;
+mod job;
+mod merge;
+mod transfer;
+
+pub use convert::{ConvertOptions, ConvertReport, convert, write_raw};
+pub use create::{CreateOptions, create};
+pub use info::{ChainLink, Info, LogState, ParentInfo, info};
+pub use job::{Cancel, Job, JobState, Wait};
+pub use merge::{
+    CheckpointStore, MergeOptions, MergePlan, MergeReport, PlannedFile, Siblings, merge, merge_chain, plan_merge,
+};

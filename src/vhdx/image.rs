@@ -158,6 +158,12 @@ impl Vhdx {
         self.metadata.disk.physical_sector
     }
 
+    /// The id that children are bound to; it changes with every session that changes what the disk shows.
+    #[must_use]
+    pub fn data_write_guid(&self) -> Guid {
+        self.headers.current().data_write_guid
+    }
+
     /// The id that changes with every session that writes to the file.
     #[must_use]
     pub fn file_write_guid(&self) -> Guid {

@@ -1,0 +1,297 @@
+//! The parallel mover.
+//!
+//! Owns: the pool and its buffers. Must not know: see the module above.
+
+use super::Meter;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Storage;
+use crate::units::{FileOffset, KIB, MIB};
+use crate::zeros;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The most bytes one worker holds.
+pub(crate) const CHUNK: u64 = MIB;
+
+/// Runs of zeros shorter than this are written like data when zeros are skipped: a hole costs more than it saves.
+const ZERO_GRAIN: usize = 64 * KIB as usize;
+
+/// The most small moves one task takes on, so that scattered copies spread over the workers too.
+const MOVES_PER_TASK: usize = 256;
+
+/// One run of bytes to move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Move<'a> {
+    pub(crate) source: &'a dyn Storage,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) len: u64,
+}
+
+/// What to do to one target.
+#[derive(Debug)]
+pub(crate) struct Work<'a> {
+    pub(crate) target: &'a dyn Storage,
+    pub(crate) moves: Vec<Move<'a>>,
+    /// Runs of the target to make zero; disjoint from the moves.
+    pub(crate) zeros: Vec<Range<u64>>,
+    /// The target reads as zeros wherever a move goes: zeros need not be written.
+    pub(crate) target_is_zero: bool,
+}
+
+/// A pool of workers.
+#[derive(Debug)]
+pub(crate) struct Copier {
+    pool: rayon::ThreadPool,
+}
+
+impl Copier {
+    /// A copier with `jobs` workers; 0 means one per processor.
+    pub(crate) fn new(jobs: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).thread_name(|n| format!("vhdkit-copy-{n}"));
+        let pool = pool.build().map_err(|error| {
+            Error::new(ErrorKind::Io, format_args!("cannot start the worker threads: {error}"))
+                .with_hint("try fewer of them with --jobs")
+        })?;
+        Ok(Self { pool })
+    }
+
+    /// Does `work`, in any order; nothing of it is durable on return.
+    ///
+    /// # Errors
+    /// The first failure of any worker, or `Cancelled`; any part of the work may have been done.
+    pub(crate) fn run(&self, work: Work<'_>, meter: &Meter<'_>) -> Result<()> {
+        let Work { target, moves, zeros, target_is_zero } = work;
+        let tasks = tasks(&moves);
+        self.pool.install(|| {
+            zeros.par_iter().try_for_each(|range| {
+                meter.check()?;
+                let done = target.zero_range(range.clone());
+                done.map_err(|error| Error::io("write zeros", error).with_offset(FileOffset(range.start)))?;
+                meter.add_zeroed(range.end - range.start);
+                Ok(())
+            })?;
+            tasks.par_iter().try_for_each_init(Vec::new, |buffer, task| {
+                task.iter().try_for_each(|one| {
+                    meter.check()?;
+                    if !target_is_zero && offload(one, target)? {
+                        meter.add_offloaded(one.len);
+                    } else {
+                        copy(one, target, target_is_zero, buffer)?;
+                        meter.add_moved(one.len);
+                    }
+                    Ok(())
+                })
+            })
+        })
+    }
+
+    /// Which of `runs` (storage, offset, length) hold nothing but zeros; stops reading a run at its first other byte.
+    pub(crate) fn zero_runs(&self, runs: &[(&dyn Storage, u64, u64)], meter: &Meter<'_>) -> Result<Vec<bool>> {
+        self.pool.install(|| {
+            runs.par_iter()
+                .map_init(Vec::new, |buffer, &(storage, offset, len)| {
+                    meter.check()?;
+                    is_zero_run(storage, offset..offset + len, buffer)
+                })
+                .collect()
+        })
+    }
+}
+
+impl Copier {
+    /// Which of `moves` would change nothing: `target` holds the same bytes there already. Runs of at most [`CHUNK`].
+    pub(crate) fn equal_runs(&self, moves: &[Move<'_>], target: &dyn Storage, meter: &Meter<'_>) -> Result<Vec<bool>> {
+        let read = |storage: &dyn Storage, bytes: &mut [u8], offset: u64| {
+            let read = storage.read_exact_at(bytes, offset);
+            read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(offset)))
+        };
+        self.pool.install(|| {
+            moves
+                .par_iter()
+                .map_init(
+                    || (Vec::new(), Vec::new()),
+                    |(ours, theirs), one| {
+                        meter.check()?;
+                        let (ours, theirs) = (sized(ours, one.len), sized(theirs, one.len));
+                        read(one.source, ours, one.from)?;
+                        read(target, theirs, one.to)?;
+                        Ok(ours == theirs)
+                    },
+                )
+                .collect()
+        })
+    }
+}
+
+/// `moves` joined where they run on, cut to chunks, and grouped so that each task is worth a worker's while.
+fn tasks<'a>(moves: &[Move<'a>]) -> Vec<Vec<Move<'a>>> {
+    let mut tasks = Vec::new();
+    let mut task: Vec<Move<'a>> = Vec::new();
+    let mut bytes = 0;
+    let mut put = |one: Move<'a>| {
+        if bytes + one.len > CHUNK || task.len() >= MOVES_PER_TASK {
+            tasks.push(std::mem::take(&mut task));
+            bytes = 0;
+        }
+        bytes += one.len;
+        task.push(one);
+    };
+    for run in joined(moves) {
+        let mut at = 0;
+        while at < run.len {
+            let len = (run.len - at).min(CHUNK);
+            put(Move { source: run.source, from: run.from + at, to: run.to + at, len });
+            at += len;
+        }
+    }
+    tasks.push(task);
+    tasks.retain(|task| !task.is_empty());
+    tasks
+}
+
+fn joined<'a>(moves: &[Move<'a>]) -> Vec<Move<'a>> {
+    let mut runs: Vec<Move<'a>> = Vec::with_capacity(moves.len());
+    for &next in moves {
+        match runs.last_mut() {
+            Some(run)
+                if std::ptr::addr_eq(run.source, next.source)
+                    && run.from + run.len == next.from
+                    && run.to + run.len == next.to =>
+            {
+                run.len += next.len;
+            }
+            _ => runs.push(next),
+        }
+    }
+    runs
+}
+
+/// Lets the kernel do it where both ends are files; small runs are not worth asking for.
+fn offload(one: &Move<'_>, target: &dyn Storage) -> Result<bool> {
+    if one.len < ZERO_GRAIN as u64 {
+        return Ok(false);
+    }
+    let done = target.copy_range(one.source, one.from, one.to, one.len);
+    done.map_err(|error| Error::io("copy data", error).with_offset(FileOffset(one.to)))
+}
+
+fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut Vec<u8>) -> Result<()> {
+    let bytes = sized(buffer, one.len);
+    let read = one.source.read_exact_at(bytes, one.from);
+    read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(one.from)))?;
+    let write = |bytes: &[u8], to: u64| {
+        let written = target.write_all_at(bytes, to);
+        written.map_err(|error| Error::io("write data", error).with_offset(FileOffset(to)))
+    };
+    if !target_is_zero {
+        return write(bytes, one.to);
+    }
+    let mut at = 0;
+    for run in bytes.chunks(ZERO_GRAIN) {
+        if !zeros::is_zero(run) {
+            write(run, one.to + at)?;
+        }
+        at += run.len() as u64;
+    }
+    Ok(())
+}
+
+fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<bool> {
+    // A short first look: most runs of data show themselves at once.
+    let mut step = 4 * KIB;
+    let mut at = range.start;
+    while at < range.end {
+        let data = storage.next_data(at).map_err(|error| Error::io("look for data", error))?;
+        let Some(data) = data.filter(|&data| data < range.end) else { return Ok(true) };
+        at = at.max(data);
+        let bytes = sized(buffer, (range.end - at).min(step));
+        let read = storage.read_exact_at(bytes, at);
+        read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(at)))?;
+        if !zeros::is_zero(bytes) {
+            return Ok(false);
+        }
+        at += bytes.len() as u64;
+        step = CHUNK;
+    }
+    Ok(true)
+}
+
+fn sized(buffer: &mut Vec<u8>, len: u64) -> &mut [u8] {
+    // At most CHUNK, which fits any usize.
+    let len = len as usize;
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    &mut buffer[..len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryStorage;
+    use crate::watch::{CancelToken, Watch};
+
+    fn pattern(len: usize, seed: u8) -> Vec<u8> {
+        (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+    }
+
+    #[test]
+    fn scattered_and_joined_moves_land_where_they_should() {
+        let source = MemoryStorage::from_bytes(&pattern(3 << 20, 7));
+        let target = MemoryStorage::from_bytes(&pattern(3 << 20, 99));
+        let mut model = pattern(3 << 20, 99);
+        let mut moves = vec![
+            Move { source: &source, from: 0, to: 512, len: 1 << 20 },
+            Move { source: &source, from: 1 << 20, to: (1 << 20) + 512, len: 700_000 },
+        ];
+        for n in 0..1000u64 {
+            moves.push(Move { source: &source, from: n * 1024, to: (2 << 20) + n * 1024, len: 512 });
+        }
+        let from = pattern(3 << 20, 7);
+        for one in &moves {
+            let (from_at, to, len) = (one.from as usize, one.to as usize, one.len as usize);
+            model[to..to + len].copy_from_slice(&from[from_at..from_at + len]);
+        }
+        model[100..400].fill(0);
+        let watch = Watch::none();
+        let meter = Meter::new(&watch, 0);
+        let work = Work { target: &target, moves, zeros: vec![100..400], target_is_zero: false };
+        Copier::new(2).unwrap().run(work, &meter).unwrap();
+        assert!(target.to_bytes().unwrap() == model);
+        assert_eq!((meter.moved(), meter.zeroed()), ((1 << 20) + 700_000 + 512_000, 300));
+    }
+
+    #[test]
+    fn zeros_are_not_written_into_a_target_that_is_zero() {
+        let mut bytes = vec![0; 4 << 20];
+        bytes[3 << 20] = 1;
+        let source = MemoryStorage::from_bytes(&bytes);
+        let target = MemoryStorage::from_bytes(&[]);
+        let watch = Watch::none();
+        let meter = Meter::new(&watch, 0);
+        let moves = vec![Move { source: &source, from: 0, to: 0, len: 4 << 20 }];
+        let work = Work { target: &target, moves, zeros: Vec::new(), target_is_zero: true };
+        Copier::new(1).unwrap().run(work, &meter).unwrap();
+        assert_eq!(target.len().unwrap(), (3 << 20) + ZERO_GRAIN as u64, "only the run with the set byte was written");
+        assert_eq!(target.to_bytes().unwrap()[3 << 20], 1);
+        let runs: [(&dyn Storage, u64, u64); 3] =
+            [(&source, 0, 3 << 20), (&source, 1 << 20, 3 << 20), (&source, 3 << 20, 1)];
+        assert_eq!(Copier::new(2).unwrap().zero_runs(&runs, &meter).unwrap(), [true, false, false]);
+    }
+
+    #[test]
+    fn a_pulled_token_stops_the_copy() {
+        let source = MemoryStorage::from_bytes(&[1; 4096]);
+        let target = MemoryStorage::from_bytes(&[]);
+        let token = CancelToken::new();
+        token.cancel();
+        let watch = Watch::none().cancel(&token);
+        let meter = Meter::new(&watch, 0);
+        let moves = vec![Move { source: &source, from: 0, to: 0, len: 4096 }];
+        let work = Work { target: &target, moves, zeros: Vec::new(), target_is_zero: false };
+        let error = Copier::new(1).unwrap().run(work, &meter).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        assert_eq!(target.len().unwrap(), 0);
+    }
+}

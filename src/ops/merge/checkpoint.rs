@@ -1,0 +1,269 @@
+//! Where an interrupted merge goes on.
+//!
+//! Owns: what is remembered beside the target, and when it may be believed. Must not know: how the merge is carried out.
+//!
+//! A checkpoint saves time and never decides what is right. It is believed only when the ids prove that nothing was
+//! written since: for VHDX the DataWriteGuid of every merged file and of the target. A VHD has no such id, so there
+//! the finished part is compared byte by byte and copied where it differs.
+
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Format;
+use crate::storage::atomic::{AtomicFile, sync_directory_of};
+use crate::storage::{Access, FileStorage, Lock, Storage};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::Span;
+
+/// The longest checkpoint that is read: some 100 bytes per file of the longest chain.
+const MAX_BYTES: u64 = 1 << 20;
+/// The first line, with the version of what follows.
+const TITLE: &str = "vhdkit merge checkpoint ";
+const VERSION: u32 = 1;
+
+/// Where a merge keeps its place. The library keeps it in a file beside the target; a user with storages of their own
+/// can keep it elsewhere.
+pub trait CheckpointStore: Send + Sync + fmt::Debug {
+    /// What was saved last, or `None`. Damaged contents may be handed out: they are recognised.
+    ///
+    /// # Errors
+    /// What the store answers.
+    fn load(&self) -> Result<Option<Vec<u8>>>;
+
+    /// Keeps `bytes` in place of what was saved before. Durable on return.
+    ///
+    /// # Errors
+    /// What the store answers.
+    fn save(&self, bytes: &[u8]) -> Result<()>;
+
+    /// Forgets. Nothing saved is no error.
+    ///
+    /// # Errors
+    /// What the store answers.
+    fn clear(&self) -> Result<()>;
+}
+
+/// The checkpoint file `.NAME.vhdkit-merge` beside the target `NAME`, replaced in one step.
+#[derive(Debug)]
+pub(super) struct BesideTarget(PathBuf);
+
+impl BesideTarget {
+    pub(super) fn new(target: &Path) -> Option<Self> {
+        let name = target.file_name()?.to_string_lossy();
+        Some(Self(target.with_file_name(format!(".{name}.vhdkit-merge"))))
+    }
+}
+
+impl CheckpointStore for BesideTarget {
+    fn load(&self) -> Result<Option<Vec<u8>>> {
+        let file = match FileStorage::open(&self.0, Access::Read, Lock::None) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let read = || {
+            let mut bytes = vec![0; usize::try_from(file.len()?.min(MAX_BYTES)).unwrap_or(0)];
+            file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+        };
+        read().map(Some).map_err(|error| Error::io("read the checkpoint", error).with_path(&self.0))
+    }
+
+    fn save(&self, bytes: &[u8]) -> Result<()> {
+        let file = AtomicFile::create(&self.0)?;
+        file.storage()
+            .write_all_at(bytes, 0)
+            .map_err(|error| Error::io("write the checkpoint", error).with_path(&self.0))?;
+        file.commit(true)
+    }
+
+    fn clear(&self) -> Result<()> {
+        match std::fs::remove_file(&self.0) {
+            Ok(()) => sync_directory_of(&self.0),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("remove the checkpoint", error).with_path(&self.0)),
+        }
+    }
+}
+
+/// A merge and how far it got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Checkpoint {
+    format: String,
+    source: usize,
+    target: usize,
+    /// Identity and virtual size of each merged file, nearest the leaf first.
+    merged: Vec<(String, u64)>,
+    target_id: String,
+    /// Everything before this offset of the disk is in the target, durable.
+    done: u64,
+}
+
+/// What a saved checkpoint is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resume {
+    /// Nothing: start at the beginning.
+    Start,
+    /// Everything before this offset is done.
+    Skip(u64),
+    /// Everything before this offset was done, and may have changed since.
+    Compare(u64),
+}
+
+impl Resume {
+    /// How far the interrupted merge had got, if there was one.
+    pub(super) fn done(self) -> Option<u64> {
+        match self {
+            Self::Start => None,
+            Self::Skip(done) | Self::Compare(done) => Some(done),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// The place of the merge of `span` in `chain`, at its beginning.
+    pub(super) fn of(chain: &Chain, span: Span) -> Self {
+        let id = |index: usize| {
+            let layer = chain.layers().get(index);
+            layer.and_then(|layer| layer.image().id()).map_or_else(String::new, |id| id.to_string())
+        };
+        let size = |index: usize| chain.layers().get(index).map_or(0, |layer| layer.image().virtual_size());
+        Self {
+            format: chain.leaf().image().format().to_string(),
+            source: span.source,
+            target: span.target,
+            merged: (span.source..span.target).map(|index| (id(index), size(index))).collect(),
+            target_id: id(span.target),
+            done: 0,
+        }
+    }
+
+    /// The same merge, this far.
+    pub(super) fn at(&self, done: u64) -> Self {
+        Self { done, ..self.clone() }
+    }
+
+    /// What `saved` says about this merge, given whether the target's identity proves anything.
+    ///
+    /// # Errors
+    /// `Refused` when a newer version of this program wrote it: what it means is not known here.
+    pub(super) fn resume(&self, saved: &[u8]) -> Result<Resume> {
+        let Some(saved) = Self::decode(saved)? else { return Ok(Resume::Start) };
+        if saved.at(0) != *self || saved.done == 0 {
+            return Ok(Resume::Start);
+        }
+        Ok(if self.format == Format::Vhdx.to_string() { Resume::Skip(saved.done) } else { Resume::Compare(saved.done) })
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut text = format!("{TITLE}{VERSION}\nformat {}\nsource {}\n", self.format, self.source);
+        text.push_str(&format!("target {} {}\n", self.target, self.target_id));
+        for (id, size) in &self.merged {
+            text.push_str(&format!("merged {id} {size}\n"));
+        }
+        text.push_str(&format!("done {}\n", self.done));
+        let sum = crc32c::crc32c(text.as_bytes());
+        text.push_str(&format!("crc {sum:08x}\n"));
+        text.into_bytes()
+    }
+
+    /// `None` for bytes that are no whole checkpoint.
+    fn decode(bytes: &[u8]) -> Result<Option<Self>> {
+        let Some(text) = std::str::from_utf8(bytes).ok() else { return Ok(None) };
+        let Some((body, sum)) = text.split_once("crc ") else { return Ok(None) };
+        if format!("{:08x}\n", crc32c::crc32c(body.as_bytes())) != sum {
+            return Ok(None);
+        }
+        let mut lines = body.lines();
+        match lines.next().and_then(|line| line.strip_prefix(TITLE)?.parse::<u32>().ok()) {
+            Some(VERSION) => {}
+            Some(newer) => {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    format_args!(
+                        "an interrupted merge left a checkpoint of version {newer}, this program knows {VERSION}"
+                    ),
+                )
+                .with_hint("finish it with the newer program, or start over with --restart"));
+            }
+            None => return Ok(None),
+        }
+        Ok(Self::fields(lines))
+    }
+
+    fn fields(lines: std::str::Lines<'_>) -> Option<Self> {
+        let mut all =
+            Self { format: String::new(), source: 0, target: 0, merged: Vec::new(), target_id: String::new(), done: 0 };
+        for line in lines {
+            let (key, value) = line.split_once(' ')?;
+            match key {
+                "format" => all.format = value.to_owned(),
+                "source" => all.source = value.parse().ok()?,
+                "target" => {
+                    let (depth, id) = value.split_once(' ')?;
+                    (all.target, all.target_id) = (depth.parse().ok()?, id.to_owned());
+                }
+                "merged" => {
+                    let (id, size) = value.split_once(' ')?;
+                    all.merged.push((id.to_owned(), size.parse().ok()?));
+                }
+                "done" => all.done = value.parse().ok()?,
+                _ => return None,
+            }
+        }
+        Some(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Checkpoint {
+        Checkpoint {
+            format: "vhdx".to_owned(),
+            source: 0,
+            target: 2,
+            merged: vec![("a".to_owned(), 5), ("b".to_owned(), 6)],
+            target_id: "g".to_owned(),
+            done: 0,
+        }
+    }
+
+    #[test]
+    fn only_the_same_merge_is_resumed() {
+        let merge = sample();
+        assert_eq!(merge.resume(&merge.at(77).encode()).unwrap(), Resume::Skip(77));
+        assert_eq!(merge.resume(&merge.encode()).unwrap(), Resume::Start);
+        let vhd = Checkpoint { format: "vhd".to_owned(), ..sample() };
+        assert_eq!(vhd.resume(&vhd.at(77).encode()).unwrap(), Resume::Compare(77));
+        let others = [
+            Checkpoint { target: 1, ..sample() },
+            Checkpoint { source: 1, ..sample() },
+            Checkpoint { target_id: "h".to_owned(), ..sample() },
+            Checkpoint { merged: vec![("a".to_owned(), 5), ("x".to_owned(), 6)], ..sample() },
+            Checkpoint { merged: vec![("a".to_owned(), 5), ("b".to_owned(), 7)], ..sample() },
+            Checkpoint { merged: vec![("a".to_owned(), 5)], ..sample() },
+        ];
+        for other in others {
+            assert_eq!(merge.resume(&other.at(77).encode()).unwrap(), Resume::Start, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn damage_anywhere_is_not_believed_and_a_newer_version_is_an_error() {
+        let whole = sample().at(77).encode();
+        for at in 0..whole.len() {
+            for flip in [1, 0x10, 0x80] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= flip;
+                assert_eq!(sample().resume(&bytes).unwrap(), Resume::Start, "byte {at}");
+            }
+            assert_eq!(sample().resume(&whole[..at]).unwrap(), Resume::Start, "cut at {at}");
+        }
+        let text = String::from_utf8(whole).unwrap().replace("checkpoint 1", "checkpoint 2");
+        let body = text.split_once("crc ").unwrap().0;
+        let newer = format!("{body}crc {:08x}\n", crc32c::crc32c(body.as_bytes()));
+        assert_eq!(sample().resume(newer.as_bytes()).unwrap_err().kind(), ErrorKind::Refused);
+    }
+}

@@ -1,0 +1,134 @@
+//! What a merge would do.
+//!
+//! Owns: the plan and the refusals that rest on it. Must not know: how the merge is carried out.
+
+use super::{MergeOptions, Siblings, Span, siblings};
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Format;
+use crate::link::DiskKind;
+use crate::ops::transfer::Transfer;
+use crate::units::MIB;
+use std::path::PathBuf;
+
+/// File space kept free beyond what the plan counts: tables, footers, logs.
+const SPACE_MARGIN: u64 = 4 * MIB;
+
+/// One file of a plan.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PlannedFile {
+    /// Its depth; the leaf is 1.
+    pub depth: usize,
+    /// Its path, where it has one.
+    pub path: Option<PathBuf>,
+    /// Its virtual size in bytes.
+    pub virtual_size: u64,
+}
+
+/// What a merge would do; sizes in bytes.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct MergePlan {
+    /// The format of the chain.
+    pub format: Format,
+    /// The files whose contents move, nearest the leaf first.
+    pub merged: Vec<PlannedFile>,
+    /// The file that takes them.
+    pub target: PlannedFile,
+    /// Whether the target is fixed, dynamic or differencing.
+    pub target_kind: DiskKind,
+    /// The file that will be pointed at the target.
+    pub relinked: Option<PlannedFile>,
+    /// The target's virtual size afterwards.
+    pub new_virtual_size: u64,
+    /// Data to copy.
+    pub data_bytes: u64,
+    /// Ranges to make zero.
+    pub zero_bytes: u64,
+    /// The most the target file may grow.
+    pub space_needed: u64,
+    /// What its file system has free; unknown for storages that are not files.
+    pub space_available: Option<u64>,
+    /// Other images that stand on a file that changes.
+    pub siblings: Vec<PathBuf>,
+    /// The merged files will be deleted.
+    pub delete: bool,
+}
+
+impl MergePlan {
+    /// Fails when the merge must not start.
+    pub(super) fn refuse(&self, policy: Siblings) -> Result<()> {
+        if policy == Siblings::Refuse && !self.siblings.is_empty() {
+            let names: Vec<String> = self.siblings.iter().map(|path| path.display().to_string()).collect();
+            return Err(self
+                .blame(Error::new(
+                    ErrorKind::Refused,
+                    format_args!("other images stand on files that would change: {}", names.join(", ")),
+                ))
+                .with_hint("merge or move them first, or give them up with --siblings invalidate"));
+        }
+        match self.space_available {
+            Some(free) if free < self.space_needed.saturating_add(SPACE_MARGIN) => Err(self
+                .blame(Error::new(
+                    ErrorKind::NoSpace,
+                    format_args!(
+                        "not enough space: the merge may need {} bytes and the file system has {free} free",
+                        self.space_needed.saturating_add(SPACE_MARGIN)
+                    ),
+                ))
+                .with_hint("free some space, or move the target to a larger file system; nothing was written")),
+            _ => Ok(()),
+        }
+    }
+
+    fn blame(&self, error: Error) -> Error {
+        match &self.target.path {
+            Some(path) => error.with_path(path),
+            None => error,
+        }
+    }
+}
+
+/// The plan for `span` of `chain`.
+pub(super) fn make(chain: &Chain, span: Span, options: &MergeOptions) -> Result<MergePlan> {
+    let layers = chain.layers();
+    let describe = |index: usize| PlannedFile {
+        depth: index + 1,
+        path: layers[index].path().map(PathBuf::from),
+        virtual_size: layers[index].image().virtual_size(),
+    };
+    let target = &layers[span.target];
+    let image = target.image();
+    let transfer = Transfer {
+        layers: &layers[span.source..span.target],
+        root: image.kind() != DiskKind::Differencing,
+        fresh: false,
+        scan_zeros: false,
+        skip: 0,
+        compare: 0,
+    };
+    let new_size = layers[span.source].image().virtual_size();
+    let cost = transfer.cost(image.sink_view()).map_err(|error| target.blame(error))?;
+    let growth = new_size.saturating_sub(image.virtual_size());
+    let table = match image.kind() {
+        DiskKind::Fixed => growth,
+        // A table entry of at most eight bytes per block of at least 4 KiB, doubled while it moves.
+        DiskKind::Dynamic | DiskKind::Differencing => growth / image.block_size().map_or(4096, u64::from).max(1) * 16,
+    };
+    let space_available = target.file().and_then(|file| file.available_space().ok());
+    Ok(MergePlan {
+        format: image.format(),
+        merged: (span.source..span.target).map(describe).collect(),
+        target: describe(span.target),
+        target_kind: image.kind(),
+        relinked: span.relink.then(|| describe(span.source - 1)),
+        new_virtual_size: new_size,
+        data_bytes: cost.data,
+        zero_bytes: cost.zeros,
+        space_needed: cost.space.saturating_add(table),
+        space_available,
+        siblings: siblings::find(chain, span, options)?,
+        delete: options.delete,
+    })
+}

@@ -1,0 +1,50 @@
+//! Other images that stand on the files a merge changes.
+//!
+//! Owns: where they are looked for and what makes one. Must not know: what is done about them.
+
+use super::{MergeOptions, Span};
+use crate::chain::{Chain, ChainOptions};
+use crate::error::Result;
+use crate::link::ImageId;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The most files of one directory that are looked at.
+const MAX_FILES: usize = 100_000;
+
+/// The images near `chain` whose parent is a file that the merge of `span` changes or deletes, and that are not of the
+/// chain themselves. Sorted. A file that cannot be opened is no image to us and is passed over.
+pub(super) fn find(chain: &Chain, span: Span, options: &MergeOptions) -> Result<Vec<PathBuf>> {
+    let layers = chain.layers();
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    let own: BTreeSet<PathBuf> = layers.iter().filter_map(|layer| layer.path().and_then(real)).collect();
+    // The source itself goes on showing what it showed, so its children are safe unless it is deleted.
+    let first = if options.delete { span.source } else { span.source + 1 };
+    let ids: Vec<ImageId> = layers[first..=span.target].iter().filter_map(|layer| layer.image().id()).collect();
+    let mut directories: BTreeSet<PathBuf> =
+        own.iter().filter_map(|path| path.parent().map(Path::to_path_buf)).collect();
+    for directory in &options.search {
+        directories.insert(
+            fs::canonicalize(directory)
+                .map_err(|error| crate::error::Error::io("search for other children", error).with_path(directory))?,
+        );
+    }
+    let mut found = BTreeSet::new();
+    for directory in directories {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries.take(MAX_FILES).flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) && !own.contains(&path) && stands_on(&path, &ids) {
+                found.insert(path);
+            }
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn stands_on(path: &Path, ids: &[ImageId]) -> bool {
+    let options = ChainOptions::new().locked(false);
+    let Ok(layer) = Chain::open_leaf(path, &options) else { return false };
+    layer.image().parent_link().is_some_and(|link| ids.iter().any(|&id| link.accepts(id)))
+}
