@@ -14,6 +14,11 @@ use std::path::{Path, PathBuf};
 ///
 /// Locks are advisory: they hold off every program that asks for one, other handles of this process too. They go with the
 /// last handle, also when the process is killed.
+///
+/// On Linux a QEMU on the same machine counts as such a program, and is in turn kept from an image that is held here:
+/// from any use of it by `Exclusive`, from writing it by `Shared`. A QEMU told not to lock is not noticed (`-U` of its
+/// tools, `force-share`, `locking=off`), nor is software that takes no locks: VirtualBox, or a Hyper-V host behind a
+/// network share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lock {
     /// Nobody else, for writers.
@@ -107,7 +112,11 @@ impl FileStorage {
             Lock::None => Ok(()),
         };
         match outcome {
-            Ok(()) => Ok(self),
+            Ok(()) => {
+                #[cfg(target_os = "linux")]
+                self.hold_against_qemu(lock)?;
+                Ok(self)
+            }
             Err(TryLockError::WouldBlock) => {
                 let message = match lock {
                     Lock::Exclusive => "the file is in use, and writing needs it alone",
@@ -123,6 +132,25 @@ impl FileStorage {
                 ))
             }
         }
+    }
+
+    /// The lock above and QEMU's do not see each other, so QEMU's is taken as well.
+    #[cfg(target_os = "linux")]
+    fn hold_against_qemu(&self, lock: Lock) -> Result<()> {
+        let held = super::qemu_locks::hold(&self.file, lock)
+            .map_err(|source| Error::io("lock the file against QEMU", source).with_path(&self.path))?;
+        if held {
+            return Ok(());
+        }
+        let message = match lock {
+            Lock::Exclusive => "a QEMU process, or a program that uses its locks, has the image open",
+            Lock::Shared | Lock::None => {
+                "a QEMU process, or a program that uses its locks, has the image open and may be writing it"
+            }
+        };
+        Err(Error::new(ErrorKind::InUse, message)
+            .with_path(&self.path)
+            .with_hint("shut down the virtual machine, or stop the QEMU tool that has the file open, then try again"))
     }
 
     /// The path it was opened by.

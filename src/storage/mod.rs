@@ -28,6 +28,8 @@ mod mmap;
 mod offload;
 mod overlay;
 pub(crate) mod pages;
+#[cfg(target_os = "linux")]
+mod qemu_locks;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod sparse;
