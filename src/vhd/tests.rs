@@ -1,5 +1,8 @@
 //! Whole images: real ones, damaged ones, fresh ones.
 
+mod crash;
+mod model;
+
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::finding::{Findings, Severity};
@@ -63,10 +66,11 @@ fn put(vhd: &mut Vhd, wants: Vec<Want>, fill: impl Fn(u64) -> u8) -> Result<()> 
                 Content::Data => fill(place.offset / 512 + sector),
                 Content::Zero => 0,
             };
-            vhd.storage().write_all_at(&[byte; 512], place.at.get() + sector * 512).unwrap();
+            let failed = |error| crate::error::Error::io("write a test's bytes", error);
+            vhd.storage().write_all_at(&[byte; 512], place.at.get() + sector * 512).map_err(failed)?;
         }
     }
-    vhd.storage().sync().unwrap();
+    vhd.flush()?;
     vhd.publish(reservation)?;
     vhd.flush()
 }
