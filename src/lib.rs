@@ -31,6 +31,9 @@ pub mod ops;
 mod problem;
 mod raw;
 pub mod storage;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 pub mod units;
 pub mod vhd;
 pub mod vhdx;

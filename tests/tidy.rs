@@ -31,6 +31,10 @@ const MAX_FILE_LINES: usize = 400;
 const MAX_FN_LINES: usize = 70;
 /// The most arguments a function may take besides `self`.
 const MAX_ARGUMENTS: usize = 4;
+/// The second readers: they must not know the crate they judge.
+const SUPPORT: &str = "tests/support/";
+/// The one file beside the second readers that builds images with the crate.
+const SUPPORT_WITH_VHDKIT: &str = "tests/support/chains.rs";
 /// The one file that may say `unsafe`.
 const UNSAFE_FILE: &str = "src/storage/mmap.rs";
 
@@ -330,6 +334,43 @@ fn a_row_that_the_documentation_lacks_is_found() {
     assert_eq!(table_violations(&lib.replace("//! 6  ", "//! ")).len(), 1);
 }
 
+/// What the second readers know of the crate: its name, or any module of whoever includes them but their own.
+fn support_violations(sources: &[Source]) -> Vec<String> {
+    fn says_vhdkit(tokens: TokenStream) -> bool {
+        tokens.into_iter().any(|token| match token {
+            TokenTree::Ident(ident) => ident == "vhdkit",
+            TokenTree::Group(group) => says_vhdkit(group.stream()),
+            _ => false,
+        })
+    }
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|s| s.path.starts_with(SUPPORT) && s.path != SUPPORT_WITH_VHDKIT) {
+        let file = syn::parse_file(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.path));
+        let depth = source.module().len() - 1;
+        let mut names = BTreeSet::new();
+        mentioned(&file.items, depth, &mut names);
+        for name in names.iter().filter(|name| *name != "support") {
+            found.push(format!("{}: `crate::{name}` is not of the second readers", source.path));
+        }
+        if says_vhdkit(file.into_token_stream()) {
+            found.push(format!("{}: names vhdkit", source.path));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_second_reader_that_knows_the_crate_is_found() {
+    let judge = |path: &str, text: &str| support_violations(&[Source::new(path, text)]).len();
+    assert_eq!(judge("tests/support/real.rs", "use vhdkit::vhd::Vhd;"), 1);
+    assert_eq!(judge("tests/support/real.rs", "fn f() -> vhdkit::Guid { g!(1) }"), 1);
+    assert_eq!(judge("tests/support/spec/vhd.rs", "use crate::vhd::Vhd;"), 1);
+    assert_eq!(judge("tests/support/spec/vhd.rs", "use super::super::super::vhd::Vhd;"), 1);
+    assert_eq!(judge("tests/support/spec/vhd.rs", "use super::super::bytes::Bytes; use crate::support::check;"), 0);
+    assert_eq!(judge("tests/support/mod.rs", "//! vhdkit\nmod bytes; pub use bytes::Bytes;"), 0);
+    assert_eq!(judge(SUPPORT_WITH_VHDKIT, "use vhdkit::vhd::Vhd;"), 0);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Lengths and arguments
 
@@ -570,6 +611,11 @@ fn assert_none(found: &[String]) {
 #[test]
 fn imports_point_down() {
     assert_none(&layer_violations(&tree()));
+}
+
+#[test]
+fn the_second_readers_do_not_know_the_crate() {
+    assert_none(&support_violations(&whole_tree()));
 }
 
 #[test]

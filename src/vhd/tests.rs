@@ -10,12 +10,12 @@ use crate::link::{DiskKind, HintKind, ImageId, NewParent, ParentPaths};
 use crate::map::{BlockMap, BlockSink, Content, Source, Want};
 use crate::problem::{Fault, Structure};
 use crate::storage::{Access, FileStorage, Lock, MemoryStorage, Storage};
+use crate::support::{Report, real};
 use crate::units::{FileOffset, GIB, MIB};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use vhdkit_support::{Report, real};
 
 const PARENT_ID: [u8; 16] = *b"parent of a test";
 

@@ -1,10 +1,10 @@
 //! New images keep every rule the checker knows, and hold nothing but zeros, or their parent.
 
+use crate::support::{Bytes, Report, SpecDisk};
 use std::sync::Arc;
 use vhdkit::storage::MemoryStorage;
 use vhdkit::vhdx::{Vhdx, VhdxCreate};
 use vhdkit::{DiskKind, NewParent, ParentPaths};
-use vhdkit_support::{Bytes, Report, SpecDisk};
 
 const MIB: u64 = 1 << 20;
 

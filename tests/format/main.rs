@@ -3,3 +3,5 @@
 mod created;
 mod samples;
 mod second_reader;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,9 +1,9 @@
 //! The samples of `testdata/`: the second reader shows what their README says they hold.
 
-use vhdkit_support::bytes::{vhd_checksum, vhdx_checksum};
-use vhdkit_support::oracle::{Libvhdi, QemuImg, SevenZip};
-use vhdkit_support::spec::vhdx::{Vhdx, items, locator_pairs, regions};
-use vhdkit_support::{Bytes, Contents, Report, SpecDisk, sample};
+use crate::support::bytes::{vhd_checksum, vhdx_checksum};
+use crate::support::oracle::{Libvhdi, QemuImg, SevenZip};
+use crate::support::spec::vhdx::{Vhdx, items, locator_pairs, regions};
+use crate::support::{Bytes, Contents, Report, SpecDisk, sample};
 
 const BLOCK: usize = 1 << 20;
 /// The virtual size of the VHDX samples.

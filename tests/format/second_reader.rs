@@ -1,13 +1,13 @@
 //! The second reader and the checker themselves, tried on images made by other software and on damaged ones: what they
 //! say of our own files is worth no more than this.
 
+use crate::support::bytes::{vhd_checksum, vhdx_checksum};
+use crate::support::check::{azure_problems, geometry};
+use crate::support::oracle::{Libvhdi, QemuImg, SevenZip};
+use crate::support::real::{self, RealImage};
+use crate::support::{Report, SpecDisk};
 use std::fs;
 use std::path::Path;
-use vhdkit_support::bytes::{vhd_checksum, vhdx_checksum};
-use vhdkit_support::check::{azure_problems, geometry};
-use vhdkit_support::oracle::{Libvhdi, QemuImg, SevenZip};
-use vhdkit_support::real::{self, RealImage};
-use vhdkit_support::{Report, SpecDisk};
 
 fn report(path: &Path) -> Report {
     let file = fs::File::open(path).unwrap();
@@ -262,7 +262,7 @@ fn the_pages_test_vectors_hold() {
     for (at, bytes) in [(0, b"head".as_slice()), (8, &[1]), (66, &[1]), (70, &[0x10]), (74, &[0x10])] {
         header[at..at + bytes.len()].copy_from_slice(bytes);
     }
-    let guid = vhdkit_support::spec::vhdx::guid("{00112233-4455-6677-8899-aabbccddeeff}");
+    let guid = crate::support::spec::vhdx::guid("{00112233-4455-6677-8899-aabbccddeeff}");
     header[16..32].copy_from_slice(&guid);
     header[32..48].copy_from_slice(&guid);
     assert_eq!(vhdx_checksum(&header, 4), 0x26C5_251A);

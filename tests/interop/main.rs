@@ -1,4 +1,6 @@
 //! What other programs say of the files we write.
 
 mod qemu_locks;
+#[path = "../support/mod.rs"]
+mod support;
 mod vhdx;

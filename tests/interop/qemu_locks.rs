@@ -7,6 +7,7 @@
 //! locks. What should be possible is therefore waited for; what should not be is asked once.
 #![cfg(target_os = "linux")]
 
+use crate::support::oracle::{QemuImg, skipped};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vhdkit::ErrorKind;
 use vhdkit::storage::{Access, FileStorage, Lock};
-use vhdkit_support::oracle::{QemuImg, skipped};
 
 const FORMATS: [&str; 3] = ["raw", "vpc", "vhdx"];
 

@@ -2,14 +2,14 @@
 //!
 //! qemu-img reads roots with 512 byte sectors and checks the file; 7-Zip and libvhdi read differencing files too.
 
+use crate::support::oracle::{Libvhdi, QemuImg, SevenZip};
+use crate::support::{Contents, SpecDisk, assert_well_formed_vhdx};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 use vhdkit::storage::{Access, FileStorage, Lock, Storage};
 use vhdkit::vhdx::{Vhdx, VhdxCreate};
 use vhdkit::{BlockMap, BlockSink, Content, DiskKind, Findings, NewParent, ParentPaths, Want};
-use vhdkit_support::oracle::{Libvhdi, QemuImg, SevenZip};
-use vhdkit_support::{Contents, SpecDisk, assert_well_formed_vhdx};
 
 const MIB: usize = 1 << 20;
 

@@ -6,7 +6,7 @@
 //! What they cannot be asked: qemu-img reads a differencing VHD without its parent and refuses a differencing VHDX;
 //! libvhdi misreads partial VHD bitmaps; 7-Zip fails on a VHD that is larger than its parent; none of them replays a VHDX log on a read-only open.
 
-use crate::bytes::{Contents, Digesting};
+use crate::support::bytes::{Contents, Digesting};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;

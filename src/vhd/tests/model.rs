@@ -4,10 +4,10 @@ use super::{memory, new_parent, open};
 use crate::link::{DiskKind, GrowAs, ImageId};
 use crate::map::{BlockMap, BlockSink, Content, Want};
 use crate::storage::{Access, MemoryStorage, Storage};
+use crate::support::{Report, SpecDisk};
 use crate::vhd::{Vhd, VhdCreate};
 use proptest::prelude::*;
 use std::sync::Arc;
-use vhdkit_support::{Report, SpecDisk};
 
 /// Enough blocks of 4 KiB for two sectors of table, so that growing has to move it.
 const MAX_SECTORS: u64 = 2200;
@@ -181,7 +181,7 @@ impl Run {
         self.vhd.take().unwrap().close().unwrap();
         let bytes = self.storage.to_bytes().unwrap();
         Report::vhd(&bytes).assert_clean("after all changes");
-        let mut files: Vec<Box<dyn vhdkit_support::Bytes>> = vec![Box::new(bytes)];
+        let mut files: Vec<Box<dyn crate::support::Bytes>> = vec![Box::new(bytes)];
         if self.kind == DiskKind::Differencing {
             files.push(Box::new(self.parent.to_bytes().unwrap()));
         }
@@ -244,7 +244,7 @@ fn a_batmap_that_would_lie_is_dropped() {
         bytes[2560] = if claims { 0x40 } else { 0 };
         for at in [0, bytes.len() - 512] {
             bytes[at + 28..at + 36].copy_from_slice(b"tap\0\0\x01\0\x03");
-            let sum = vhdkit_support::bytes::vhd_checksum(&bytes[at..at + 512], 64);
+            let sum = crate::support::bytes::vhd_checksum(&bytes[at..at + 512], 64);
             bytes[at + 64..at + 68].copy_from_slice(&sum.to_be_bytes());
         }
         let storage = memory(&bytes);
@@ -317,7 +317,7 @@ fn refusals_change_nothing() {
     let mut saved = before;
     for at in [0, saved.len() - 512] {
         saved[at + 84] = 1;
-        let sum = vhdkit_support::bytes::vhd_checksum(&saved[at..at + 512], 64);
+        let sum = crate::support::bytes::vhd_checksum(&saved[at..at + 512], 64);
         saved[at + 64..at + 68].copy_from_slice(&sum.to_be_bytes());
     }
     let storage = memory(&saved);

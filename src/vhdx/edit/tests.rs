@@ -7,13 +7,13 @@ use crate::error::ErrorKind;
 use crate::guid::Guid;
 use crate::link::{DiskKind, ImageId, NewParent, ParentPaths};
 use crate::storage::{Access, MemoryStorage, Storage};
+use crate::support::Report;
 use crate::units::MIB;
 use crate::vhdx::Vhdx;
 use crate::vhdx::raw::{ITEM_IS_USER, ITEM_IS_VIRTUAL_DISK};
 use crate::vhdx::session::Seen;
 use crate::vhdx::write::tests::{contents, create, data, memory, model, open, write};
 use std::sync::Arc;
-use vhdkit_support::Report;
 
 fn parent(id: u128, path: &str) -> NewParent {
     let paths = ParentPaths { relative: Some(path.into()), absolute: None };

@@ -6,12 +6,12 @@ use crate::error::ErrorKind;
 use crate::link::{DiskKind, GrowAs};
 use crate::map::{BlockMap, Source};
 use crate::storage::{Access, MemoryStorage, Storage};
+use crate::support::Report;
 use crate::units::{GIB, MIB, TIB};
 use crate::vhdx::bat::PayloadState;
 use crate::vhdx::write::tests::{contents, create, data, memory, model, open, pattern, write, zeros};
 use proptest::prelude::*;
 use std::sync::Arc;
-use vhdkit_support::Report;
 
 /// The parent's bytes, longer than any disk here; zeros past its end.
 fn parent() -> Vec<u8> {

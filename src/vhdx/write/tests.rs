@@ -8,12 +8,12 @@ use crate::guid::Guid;
 use crate::link::{DiskKind, ImageId, NewParent, ParentPaths};
 use crate::map::{BlockMap, BlockSink, Content, Source, Want};
 use crate::storage::{Access, MemoryStorage, Storage};
+use crate::support::{Report, SpecDisk};
 use crate::units::MIB;
 use crate::vhdx::bat::PayloadState;
 use crate::vhdx::{Vhdx, VhdxCreate};
 use proptest::prelude::*;
 use std::sync::Arc;
-use vhdkit_support::{Report, SpecDisk};
 
 /// A new image of `size` bytes with blocks of 1 MiB.
 pub(in crate::vhdx) fn create(storage: &Arc<dyn Storage>, size: u64, kind: DiskKind, sector: u32) -> Vhdx {

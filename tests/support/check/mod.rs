@@ -7,7 +7,7 @@ mod vhd;
 mod vhdx;
 mod vhdx_metadata;
 
-use crate::bytes::{Bytes, Outcome};
+use crate::support::bytes::{Bytes, Outcome};
 use std::fmt;
 use std::fs::File;
 use std::path::Path;

@@ -3,8 +3,8 @@
 //! Owns: footer, head copy, dynamic header, locators, BAT, bitmaps and the bytes under them.
 
 use super::Report;
-use crate::bytes::{Bytes, Outcome, all_zero, be16, be32, be64, id16, length, take, utf16le, vhd_checksum};
-use crate::spec::vhd::{DIFFERENCING, DYNAMIC, FIXED, SECTOR, UNUSED, bitmap_bytes, find_footer};
+use crate::support::bytes::{Bytes, Outcome, all_zero, be16, be32, be64, id16, length, take, utf16le, vhd_checksum};
+use crate::support::spec::vhd::{DIFFERENCING, DYNAMIC, FIXED, SECTOR, UNUSED, bitmap_bytes, find_footer};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The page a data area starts on.

@@ -3,8 +3,8 @@
 //! Owns: identifier, headers, region tables, BAT, sector bitmaps and the tail of the last block.
 
 use super::{Report, vhdx_metadata};
-use crate::bytes::{Bytes, Outcome, all_zero, le16, le32, le64, length, take};
-use crate::spec::vhdx::{
+use crate::support::bytes::{Bytes, Outcome, all_zero, le16, le32, le64, length, take};
+use crate::support::spec::vhdx::{
     BAT_REGION, CHUNK_SECTORS, KIB, METADATA_REGION, MIB, Region, Vhdx, chunk_ratio, header_is_valid,
     region_table_is_valid, regions,
 };

@@ -3,8 +3,8 @@
 //! Owns: the metadata table, the known items and the parent locator.
 
 use super::Report;
-use crate::bytes::{Bytes, Outcome, all_zero, le32, le64, take};
-use crate::spec::vhdx::{
+use crate::support::bytes::{Bytes, Outcome, all_zero, le32, le64, take};
+use crate::support::spec::vhdx::{
     DISK_ID, DISK_SIZE, FILE_PARAMETERS, Item, KIB, LOGICAL_SECTOR, MIB, PARENT_LOCATOR, PHYSICAL_SECTOR, Region,
     items, locator_pairs,
 };

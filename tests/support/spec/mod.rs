@@ -7,7 +7,7 @@ pub mod vhd;
 pub mod vhdx;
 pub mod vhdx_log;
 
-use crate::bytes::{Bytes, Contents, Digesting, Outcome};
+use crate::support::bytes::{Bytes, Contents, Digesting, Outcome};
 use std::fs::File;
 use std::path::Path;
 use vhd::Vhd;

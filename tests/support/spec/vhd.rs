@@ -3,7 +3,7 @@
 //! Owns: how a VHD file answers for a run of its disk. Everything is big-endian; a sector is 512 bytes.
 
 use super::Answer;
-use crate::bytes::{Bytes, Outcome, be32, be64, id16, length, take, vhd_checksum};
+use crate::support::bytes::{Bytes, Outcome, be32, be64, id16, length, take, vhd_checksum};
 
 pub const SECTOR: u64 = 512;
 pub const UNUSED: u32 = u32::MAX;

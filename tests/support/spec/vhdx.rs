@@ -5,7 +5,7 @@
 
 use super::Answer;
 use super::vhdx_log::{LogPlace, Replayed, replay};
-use crate::bytes::{Bytes, Outcome, id16, le16, le32, le64, take, utf16le, vhdx_checksum};
+use crate::support::bytes::{Bytes, Outcome, id16, le16, le32, le64, take, utf16le, vhdx_checksum};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;

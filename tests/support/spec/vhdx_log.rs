@@ -3,7 +3,7 @@
 //!
 //! Owns: log entries and the file as it reads after replay. All positions in the log are multiples of 4096.
 
-use crate::bytes::{Bytes, Outcome, id16, le32, le64, length, take, vhdx_checksum};
+use crate::support::bytes::{Bytes, Outcome, id16, le32, le64, length, take, vhdx_checksum};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -127,9 +127,9 @@ fn read_entry(ring: &[u8], at: u64, log: &LogPlace) -> Option<Entry> {
     data.next().is_none().then_some(Entry { len, tail, sequence, flushed, last, updates })
 }
 
-fn read_descriptor<'a>(
+fn read_descriptor(
     descriptor: &[u8],
-    data: &mut impl Iterator<Item = &'a [u8]>,
+    data: &mut dyn Iterator<Item = &[u8]>,
     sequence: u64,
     log: &LogPlace,
 ) -> Option<Update> {

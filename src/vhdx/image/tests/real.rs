@@ -6,8 +6,8 @@ use crate::finding::{Findings, Severity};
 use crate::map::BlockMap;
 use crate::problem::{Fault, Structure};
 use crate::storage::{Access, FileStorage, Lock, MemoryStorage, Storage};
+use crate::support::real::{self, RealImage};
 use std::sync::Arc;
-use vhdkit_support::real::{self, RealImage};
 
 const DIRTY: &str = "openvmm/dirty-unapplied.vhdx";
 
