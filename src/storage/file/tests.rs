@@ -9,7 +9,7 @@ fn locks_hold_off_whom_they_should() {
     use Lock::{Exclusive, None, Shared};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.vhd");
-    std::fs::write(&path, b"x").unwrap();
+    fs::write(&path, b"x").unwrap();
     for (first, second, both) in [
         (Exclusive, Exclusive, false),
         (Exclusive, Shared, false),
@@ -42,7 +42,7 @@ fn a_new_file_is_held_and_never_replaces_one() {
     drop(held);
     let error = FileStorage::create_new(&path).unwrap_err();
     assert_eq!((error.kind(), error.path()), (ErrorKind::Refused, Some(&*path)));
-    assert_eq!(std::fs::read(&path).unwrap(), b"kept");
+    assert_eq!(fs::read(&path).unwrap(), b"kept");
 }
 
 #[test]
@@ -78,9 +78,9 @@ fn what_is_no_regular_file_is_refused_without_waiting() {
 fn identity_follows_the_file_not_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let (path, link, other) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
-    std::fs::write(&path, b"x").unwrap();
-    std::fs::write(&other, b"x").unwrap();
-    std::fs::hard_link(&path, &link).unwrap();
+    fs::write(&path, b"x").unwrap();
+    fs::write(&other, b"x").unwrap();
+    fs::hard_link(&path, &link).unwrap();
     let identity = |path: &Path| open(path, Access::Read, Lock::Shared).unwrap().identity().unwrap();
     assert_eq!(identity(&path), identity(&link));
     assert_ne!(identity(&path), identity(&other));
@@ -105,10 +105,10 @@ fn zeroing_gives_space_back_and_is_skipped_by_next_data() {
 fn writing_a_reading_handle_fails() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
-    std::fs::write(&path, b"abc").unwrap();
+    fs::write(&path, b"abc").unwrap();
     let storage = open(&path, Access::Read, Lock::Shared).unwrap();
     assert!(storage.write_all_at(b"x", 0).is_err());
     assert!(storage.set_len(0).is_err());
     assert!(storage.zero_range(0..2).is_err());
-    assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+    assert_eq!(fs::read(&path).unwrap(), b"abc");
 }
