@@ -41,7 +41,6 @@ impl Vhd {
     ///
     /// # Errors
     /// What the storage answers.
-    #[allow(dead_code, reason = "called by the layer that tells formats apart")]
     pub(crate) fn probe(storage: &dyn Storage) -> Result<bool> {
         Ok(locate::locate(storage, store::len(storage)?)?.is_vhd())
     }

@@ -3,4 +3,5 @@
 mod qemu_locks;
 #[path = "../support/mod.rs"]
 mod support;
+mod vhd;
 mod vhdx;
