@@ -18,6 +18,7 @@ use crate::finding::Findings;
 use crate::guid::Guid;
 use crate::link::NewParent;
 use std::ops::Range;
+use std::slice;
 
 /// The most bytes of items taken over from another image: they pass through memory. Real disks have some hundred bytes.
 const MAX_TAKEN_OVER: u64 = 64 << 20;
@@ -201,12 +202,12 @@ impl Vhdx {
         for (range, item) in items {
             let mut at = range.start;
             for part in item.bytes.chunks(4096) {
-                let end = at.saturating_add(part.len() as u64);
-                if transaction.entry_len_with(&[at..end], 0) > max {
+                let here = at..at.saturating_add(part.len() as u64);
+                if transaction.entry_len_with(slice::from_ref(&here), 0) > max {
                     self.commit(&std::mem::take(&mut transaction), &mut Vec::new())?;
                 }
                 transaction.write(&self.pages, at, part)?;
-                at = end;
+                at = here.end;
             }
         }
         self.commit(&transaction, &mut Vec::new())

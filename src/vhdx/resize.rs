@@ -19,8 +19,11 @@ use super::write::{Bits, Change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::GrowAs;
 use crate::problem::{Fault, Problem, Structure};
-use crate::units::{FileOffset, MIB};
+use crate::units::FileOffset;
 use std::ops::Range;
+
+/// How much of a moving BAT one read takes.
+const COPY_LEN: usize = 1 << 20;
 
 impl Vhdx {
     /// Makes the disk `size` bytes long: a multiple of the logical sector, up to 64 TiB. Durable on return.
@@ -201,7 +204,7 @@ impl Vhdx {
     fn copy_file(&self, from: &Range<u64>, to: u64) -> Result<()> {
         let failed = |error| Error::io("move the BAT", error).with_offset(FileOffset(from.start));
         let end = from.end.min(self.file_len()?);
-        let mut buffer = vec![0; MIB as usize];
+        let mut buffer = vec![0; COPY_LEN];
         let mut at = from.start;
         while let Some(data) = self.storage.next_data(at).map_err(failed)?.filter(|data| *data < end) {
             let len = usize::try_from(end.saturating_sub(data)).unwrap_or(usize::MAX).min(buffer.len());

@@ -150,7 +150,7 @@ fn units_of(range: &Range<u64>) -> Range<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::arithmetic_side_effects, clippy::unwrap_used)]
+    #![allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, clippy::unwrap_used)]
     use super::*;
     use crate::error::ErrorKind;
     use proptest::prelude::*;
@@ -177,7 +177,7 @@ mod tests {
             units in 1u64..300, steps in prop::collection::vec((any::<bool>(), 1u64..70, any::<prop::sample::Index>()), 1..60),
         ) {
             let mut space = Space::new(units * MIB);
-            let mut held: Vec<Range<u64>> = vec![0..MIB];
+            let mut held: Vec<Range<u64>> = std::iter::once(0..MIB).collect();
             let mut end = units * MIB;
             for (take, count, which) in steps {
                 if take {

@@ -4,6 +4,7 @@
 mod chains;
 mod create;
 mod merge;
+mod vhdx;
 mod write;
 
 /// The seed of every exploration here: `VHDKIT_CRASH_SEED`, or a fixed one, printed either way.

@@ -5,3 +5,4 @@ mod qemu_locks;
 mod support;
 mod vhd;
 mod vhdx;
+mod vhdx_write;

@@ -347,8 +347,8 @@ fn entries_that_reach_for_the_headers_or_the_log_are_not_valid() {
     for offset in [0, 64 << 10, MIB, MIB + 255 * PAGE, super::MAX_FILE_LENGTH] {
         let entry = Draft { pages: &[(offset, &page)], ..draft(&area, 1, 0) }.encode().unwrap();
         assert!(check(&entry, &area).is_none(), "page at {offset:#x}");
-        let zeros = [offset..offset + 2 * PAGE];
-        let entry = Draft { zeros: &zeros, ..draft(&area, 1, 0) }.encode().unwrap();
+        let zeros = offset..offset + 2 * PAGE;
+        let entry = Draft { zeros: std::slice::from_ref(&zeros), ..draft(&area, 1, 0) }.encode().unwrap();
         assert!(check(&entry, &area).is_none(), "zeros at {offset:#x}");
     }
     let entry = Draft { pages: &[(192 << 10, &page)], ..draft(&area, 1, 0) }.encode().unwrap();

@@ -12,6 +12,7 @@ use crate::vhdx::log::PAGE;
 use crate::vhdx::raw::{BAT_ENTRY_LEN, BITMAP_BLOCK_LEN, CHUNK_SECTORS};
 use crate::vhdx::txn::Transaction;
 use std::ops::Range;
+use std::slice;
 
 const BITS_PER_PAGE: u64 = PAGE * 8;
 
@@ -91,7 +92,8 @@ impl Vhdx {
             let mut after = *before;
             bitmap::fill(&mut after, BitOrder::LsbFirst, used.saturating_sub(at << 3)..BITS_PER_PAGE, false);
             if after != *before {
-                if transaction.entry_len_with(&[place..place.saturating_add(PAGE)], 0) > self.session()?.max_entry() {
+                let here = place..place.saturating_add(PAGE);
+                if transaction.entry_len_with(slice::from_ref(&here), 0) > self.session()?.max_entry() {
                     self.commit(&std::mem::take(&mut transaction), &mut Vec::new())?;
                 }
                 transaction.write(&self.pages, place, &after)?;
@@ -112,7 +114,7 @@ impl Vhdx {
 
     fn is_full(&mut self, transaction: &Transaction, indices: &Range<u64>) -> Result<bool> {
         let range = self.bat_offset(indices.start)..self.bat_offset(indices.end);
-        Ok(transaction.entry_len_with(&[range], 0) > self.session()?.max_entry())
+        Ok(transaction.entry_len_with(slice::from_ref(&range), 0) > self.session()?.max_entry())
     }
 
     fn replace_entries(
