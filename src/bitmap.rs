@@ -48,7 +48,7 @@ pub(crate) fn run(bytes: &[u8], order: BitOrder, range: Range<u64>) -> (bool, u6
     }
     let value = get(bytes, order, range.start);
     let mut at = range.start;
-    while at < range.end && at % 8 != 0 {
+    while at < range.end && !at.is_multiple_of(8) {
         if get(bytes, order, at) != value {
             return (value, at - range.start);
         }

@@ -19,12 +19,6 @@ impl RawGuid {
     pub(crate) const fn get(self) -> Guid {
         Guid::from_bytes_le(self.0)
     }
-
-    /// Whether all sixteen bytes are zero.
-    #[must_use]
-    pub(crate) fn is_nil(self) -> bool {
-        self.0 == [0; 16]
-    }
 }
 
 impl From<Guid> for RawGuid {
@@ -52,6 +46,6 @@ mod tests {
             [0x66, 0x77, 0xC2, 0x2D, 0x23, 0xF6, 0x00, 0x42, 0x9D, 0x64, 0x11, 0x5E, 0x9B, 0xFD, 0x4A, 0x08]
         );
         assert_eq!(raw.get(), guid);
-        assert!(RawGuid::default().is_nil());
+        assert!(RawGuid::default().get().is_nil());
     }
 }

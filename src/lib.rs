@@ -41,7 +41,7 @@ mod watch;
 mod zeros;
 
 pub use error::{Error, ErrorKind, Result};
-pub use finding::{Finding, Findings, Severity};
+pub use finding::{Finding, Findings, MAX_FINDINGS, Severity};
 pub use guid::Guid;
 pub use image::{Format, Image};
 pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint};

@@ -92,7 +92,7 @@ impl ParentLink {
 pub struct ParentPaths {
     /// Relative to the child's directory, Windows separators: `.\parent.vhdx`.
     pub relative: Option<String>,
-    /// Absolute Windows path: `D:\VMs\parent.vhdx`.
+    /// Absolute Windows path: `D:\VMs\parent.vhdx`, with or without the prefix `\\?\`.
     pub absolute: Option<String>,
 }
 

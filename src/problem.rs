@@ -170,9 +170,7 @@ const fn windows_name(structure: Structure, fault: Fault) -> Option<&'static str
     Some(match (structure, fault) {
         (S::VhdFooter, F::Missing | F::Signature) => "ERROR_VHD_DRIVE_FOOTER_MISSING",
         (S::VhdFooter | S::VhdFooterCopy, F::Checksum) => "ERROR_VHD_DRIVE_FOOTER_CHECKSUM_MISMATCH",
-        (S::VhdFooter | S::VhdFooterCopy, F::Unsupported) | (S::VhdxHeader, F::Unsupported) => {
-            "ERROR_VHD_FORMAT_UNSUPPORTED_VERSION"
-        }
+        (S::VhdFooter | S::VhdFooterCopy | S::VhdxHeader, F::Unsupported) => "ERROR_VHD_FORMAT_UNSUPPORTED_VERSION",
         (S::VhdFooter | S::VhdFooterCopy, _) => "ERROR_VHD_DRIVE_FOOTER_CORRUPT",
         (S::File, F::Signature) | (S::VhdxIdentifier, _) => "ERROR_VHD_FORMAT_UNKNOWN",
         (S::File, F::Truncated | F::Value) => "ERROR_VHD_INVALID_FILE_SIZE",

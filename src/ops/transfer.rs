@@ -12,7 +12,6 @@ use crate::map::{BlockSink, Content, Place, Source, Want};
 use crate::storage::Storage;
 use crate::units::round_down;
 use feed::{Feed, MAX_BLOCK, Part};
-use std::ops::Range;
 
 /// What moves where.
 #[derive(Debug)]

@@ -178,11 +178,6 @@ impl Pages {
             shard.lock().unwrap_or_else(PoisonError::into_inner).forget(&numbers);
         }
     }
-
-    /// Drops every page.
-    pub(crate) fn clear(&self) {
-        self.forget(&(0..u64::MAX));
-    }
 }
 
 fn page_number(offset: u64) -> io::Result<u64> {

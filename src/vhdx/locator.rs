@@ -10,6 +10,7 @@ use crate::guid::Guid;
 use crate::link::{HintKind, ImageId, NewParent, ParentLink, PathHint};
 use crate::problem::{Fault, Problem, Structure};
 use crate::units::FileOffset;
+use std::borrow::Cow;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -60,7 +61,8 @@ impl Locator {
         self.set(PARENT_LINKAGE, &linkage_text(id));
         self.remove(PARENT_LINKAGE2);
         self.remove(VOLUME_PATH);
-        for (key, path) in [(RELATIVE_PATH, &parent.paths.relative), (ABSOLUTE_PATH, &parent.paths.absolute)] {
+        let absolute = parent.paths.absolute.as_deref().map(verbatim_path);
+        for (key, path) in [(RELATIVE_PATH, parent.paths.relative.as_deref()), (ABSOLUTE_PATH, absolute.as_deref())] {
             match path {
                 Some(path) => self.set(key, path),
                 None => self.remove(key),
@@ -225,6 +227,22 @@ impl Locator {
         let ids = self.linkage().into_iter().chain(self.linkage2()).map(ImageId::Vhdx).collect();
         let hint = |(key, kind)| self.get(key).map(|path| PathHint { kind, path });
         ParentLink { ids, hints: PATH_KEYS.into_iter().filter_map(hint).collect() }
+    }
+}
+
+/// An absolute Windows path as `absolute_win32_path` holds it, with the prefix `\\?\` ([MS-VHDX] 2.6.2.6.3). What has
+/// it, or is no such path, stays as it is. So does a path with components `.` or `..`: behind the prefix Windows would
+/// take them for names, without it Windows reads the path all the same.
+fn verbatim_path(path: &str) -> Cow<'_, str> {
+    let windows = path.replace('/', r"\");
+    let has_prefix = windows.starts_with(r"\\?\") || windows.starts_with(r"\\.\");
+    if has_prefix || windows.split('\\').any(|part| matches!(part, "." | "..")) {
+        return Cow::Borrowed(path);
+    }
+    match windows.as_bytes() {
+        [drive, b':', b'\\', ..] if drive.is_ascii_alphabetic() => Cow::Owned(format!(r"\\?\{windows}")),
+        [b'\\', b'\\', ..] => Cow::Owned(format!(r"\\?\UNC\{}", windows.trim_start_matches('\\'))),
+        _ => Cow::Borrowed(path),
     }
 }
 

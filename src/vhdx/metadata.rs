@@ -218,10 +218,5 @@ pub(crate) fn encode_entry(item: &MetadataItem) -> RawMetadataEntry {
     }
 }
 
-/// Where entry number `index` of the table starts, from the start of the region.
-pub(crate) fn entry_at(index: usize) -> u64 {
-    (HEADER_LEN as u64).saturating_add((index as u64).saturating_mul(ENTRY_LEN as u64))
-}
-
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ fn created(options: &VhdxCreate) -> (Vec<u8>, Vhdx) {
 
 fn child_of(parent: &Vhdx, size: u64) -> VhdxCreate {
     let paths =
-        ParentPaths { relative: Some(".\\parent.vhdx".into()), absolute: Some("\\\\?\\C:\\disks\\parent.vhdx".into()) };
+        ParentPaths { relative: Some(".\\parent.vhdx".into()), absolute: Some("C:\\disks\\parent.vhdx".into()) };
     VhdxCreate::new(size).kind(DiskKind::Differencing).parent(NewParent { id: parent.id(), paths, timestamp: 0 })
 }
 

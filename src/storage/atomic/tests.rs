@@ -1,3 +1,5 @@
+//! Files that appear half written, stay behind when dropped, or replace what somebody holds.
+
 use super::*;
 
 fn names(dir: &Path) -> Vec<String> {

@@ -1,3 +1,5 @@
+//! Changes that go on after one failed, failed reads that close a file, changes through a reading handle.
+
 use super::*;
 use crate::storage::MemoryStorage;
 

@@ -1,3 +1,5 @@
+//! Locks that hold off too many or too few, special files opened, identity by path, space not given back.
+
 use super::*;
 
 fn open(path: &Path, access: Access, lock: Lock) -> Result<FileStorage> {

@@ -1,3 +1,5 @@
+//! Edits that read otherwise than on a plain vector, or cost a range's length instead of what it holds.
+
 use super::*;
 use crate::storage::MemoryStorage;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! A QEMU that is not noticed or does not notice us, readers that take each other for one.
+
 use super::*;
 use crate::ErrorKind;
 use crate::storage::{Access, FileStorage};

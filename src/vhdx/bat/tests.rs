@@ -1,3 +1,4 @@
+//! BAT indexes off by a bitmap entry, entry states taken for those of another kind of disk.
 #![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
 use super::*;

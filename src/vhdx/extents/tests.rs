@@ -1,3 +1,4 @@
+//! The map of a disk against a reader that goes sector by sector, where runs, chunks, table and file end.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
 #![allow(clippy::cast_possible_truncation, clippy::panic)]
 

@@ -1,3 +1,4 @@
+//! The wrong header of the pair taken as current, updates that a power cut could leave without a valid one.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
 use super::*;

@@ -1,3 +1,4 @@
+//! Opening what must be refused, refusing what is odd but whole, writing through a reading handle.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 #![allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 

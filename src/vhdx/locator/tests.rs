@@ -1,3 +1,4 @@
+//! Pairs outside of the item or sharing bytes, linkages in odd spellings, paths Windows would not take.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
 use super::*;
@@ -34,6 +35,30 @@ fn new_child_reads_back_as_written() {
     let link = locator.link();
     assert_eq!(link.ids, [ImageId::Vhdx(id())]);
     assert_eq!(link.hints.iter().map(|hint| hint.kind).collect::<Vec<_>>(), [HintKind::Relative, HintKind::Absolute]);
+}
+
+#[test]
+fn absolute_paths_are_stored_behind_their_prefix() {
+    for (given, stored) in [
+        (r"D:\VMs\p.vhdx", r"\\?\D:\VMs\p.vhdx"),
+        ("d:/VMs/p.vhdx", r"\\?\d:\VMs\p.vhdx"),
+        (r"\\srv\share\p.vhdx", r"\\?\UNC\srv\share\p.vhdx"),
+        ("//srv/share/p.vhdx", r"\\?\UNC\srv\share\p.vhdx"),
+        (r"\\?\D:\p.vhdx", r"\\?\D:\p.vhdx"),
+        (r"\\?\UNC\srv\share\p.vhdx", r"\\?\UNC\srv\share\p.vhdx"),
+        (r"\\.\PhysicalDrive1", r"\\.\PhysicalDrive1"),
+        (r"D:\VMs\..\p.vhdx", r"D:\VMs\..\p.vhdx"),
+        ("D:p.vhdx", "D:p.vhdx"),
+        ("/vm/p.vhdx", "/vm/p.vhdx"),
+        ("", ""),
+    ] {
+        let paths = ParentPaths { relative: None, absolute: Some(given.into()) };
+        let mut locator = Locator::for_parent(&NewParent { paths: paths.clone(), ..parent() }).unwrap();
+        assert_eq!(locator.get(ABSOLUTE_PATH).unwrap(), stored, "a new child of {given}");
+        locator.set(ABSOLUTE_PATH, "old");
+        locator.relink(&NewParent { paths, ..parent() }).unwrap();
+        assert_eq!(locator.get(ABSOLUTE_PATH).unwrap(), stored, "a child moved to {given}");
+    }
 }
 
 #[test]

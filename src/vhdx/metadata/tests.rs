@@ -1,3 +1,4 @@
+//! Items that are missing, short, doubled, outside of their region or unknown: mistaken for another case, or lost.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
 use super::super::raw::{ITEM_GEOMETRY, ITEM_INCOMPLETE, ITEM_PARENT_LOCATOR, ITEM_PMEM_LABEL};
@@ -82,7 +83,6 @@ fn what_is_written_is_read() {
     let item = metadata.item(ITEM_DISK_ID, false).unwrap();
     assert_eq!(metadata.read_item(&build.storage(), item).unwrap(), Guid::from_u128(77).to_bytes_le());
     assert_eq!(metadata.place_of(item).get(), AT + u64::from(item.offset));
-    assert_eq!(entry_at(2), 96);
 }
 
 /// A file made by Windows had a second, stale copy of an entry behind the last one.

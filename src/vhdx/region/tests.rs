@@ -1,3 +1,4 @@
+//! Region tables of which one copy is damaged, regions that overlap, stand twice or lie where none may.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use super::*;
