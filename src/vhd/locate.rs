@@ -113,7 +113,9 @@ fn vouched_for(storage: &dyn Storage, raw: &RawFooter, len: u64) -> Result<bool>
 
 /// A fixed disk's footer that is the last thing in the file that is not zero, and lies where the disk ends.
 fn find_buried(storage: &dyn Storage, len: u64) -> Result<Option<(RawFooter, u64)>> {
-    let Some(at) = last_data_sector(storage, len)? else { return Ok(None) };
+    // What does not end inside the file is no footer, but the odd end of a file of another kind.
+    let inside = |at: &u64| at.checked_add(FOOTER_LEN).is_some_and(|end| end <= len);
+    let Some(at) = last_data_sector(storage, len)?.filter(inside) else { return Ok(None) };
     let site = Site { structure: Structure::VhdFooter, at };
     Ok(read_footer(storage, site)?
         .ok()
