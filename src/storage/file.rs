@@ -182,7 +182,7 @@ impl FileStorage {
 pub(super) fn already_there(path: &Path) -> Error {
     Error::new(ErrorKind::Refused, "the file already exists")
         .with_path(path)
-        .with_hint("choose another name, or ask for the file to be overwritten")
+        .with_hint("choose another name, or overwrite it with --force")
 }
 
 /// Lets only a regular file through.

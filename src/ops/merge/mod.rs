@@ -267,7 +267,7 @@ pub fn plan_merge(leaf: impl AsRef<Path>, options: &MergeOptions) -> Result<Merg
 pub fn merge(leaf: impl AsRef<Path>, options: &MergeOptions, watch: &Watch<'_>) -> Result<MergeReport> {
     let (mut chain, span) = open_held(leaf.as_ref(), options)?;
     let plan = plan::make(&chain, span, options)?;
-    plan.refuse(options.siblings)?;
+    plan.require_startable(options.siblings)?;
     let beside = plan.target.path.as_deref().and_then(checkpoint::BesideTarget::new);
     let store = match (&options.store, &beside) {
         (Some(store), _) => Some(&**store),

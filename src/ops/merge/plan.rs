@@ -57,8 +57,11 @@ pub struct MergePlan {
 }
 
 impl MergePlan {
-    /// Fails when the merge must not start.
-    pub(super) fn refuse(&self, policy: Siblings) -> Result<()> {
+    /// Whether the merge would start, as far as the plan can tell.
+    ///
+    /// # Errors
+    /// `Refused` for siblings under [`Siblings::Refuse`]; `NoSpace`.
+    pub fn require_startable(&self, policy: Siblings) -> Result<()> {
         if policy == Siblings::Refuse && !self.siblings.is_empty() {
             let names: Vec<String> = self.siblings.iter().map(|path| path.display().to_string()).collect();
             return Err(self

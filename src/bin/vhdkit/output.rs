@@ -1,0 +1,165 @@
+//! What the program says and how it ends.
+//!
+//! Owns: the exit codes, the two lines of an error, standard output. Must not know: any verb.
+
+use crate::args::DisplayArgs;
+use serde::Serialize;
+use std::error::Error as _;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use vhdkit::{Error, ErrorKind};
+
+/// The exit code of a run that was asked to stop: 128 + SIGINT, as shells say it.
+pub(crate) const CANCELLED: u8 = 130;
+
+/// The exit code of each kind of failure.
+///
+/// 1 is kept for verbs whose answer is "something was found"; 2 is also what the argument parser exits with.
+pub(crate) const fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::InvalidInput => 2,
+        ErrorKind::Corrupt | ErrorKind::UnknownFormat | ErrorKind::Unsupported => 4,
+        ErrorKind::ParentNotFound
+        | ErrorKind::ParentMismatch
+        | ErrorKind::ParentDenied
+        | ErrorKind::Cycle
+        | ErrorKind::Chain => 5,
+        ErrorKind::Refused | ErrorKind::InUse => 6,
+        ErrorKind::Cancelled => CANCELLED,
+        // Io, NoSpace, NotFound, ReadOnly, and kinds of later versions of the library.
+        _ => 3,
+    }
+}
+
+/// Why a verb ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library, or the arguments.
+    Error(Error),
+    /// The program's own output.
+    Output(io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl Failure {
+    /// Whether the reader of our output went away: it has what it wanted. No image is a pipe, so this is never one.
+    fn is_closed_pipe(&self) -> bool {
+        let source = match self {
+            Self::Output(error) => Some(error),
+            Self::Error(error) => error.source().and_then(|source| source.downcast_ref::<io::Error>()),
+        };
+        source.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// A wrong argument that only the verb could see.
+pub(crate) fn usage(message: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}
+
+/// Says on standard error why the run failed, in a sentence and, where there is one, a hint; answers the exit code.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    if failure.is_closed_pipe() {
+        return ExitCode::SUCCESS;
+    }
+    let (message, hint, code) = match failure {
+        Failure::Error(error) => (error.to_string(), error.hint(), exit_code(error.kind())),
+        Failure::Output(error) => (format!("cannot write the output: {error}"), None, exit_code(ErrorKind::Io)),
+    };
+    let mut text = format!("vhdkit: {message}\n");
+    if let Some(hint) = hint {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // A closed standard error leaves only the exit code to speak.
+    let _ = io::stderr().write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+/// Standard output for a disk's bytes: without the line buffer of `io::Stdout`, which would cut them up.
+///
+/// # Errors
+/// What the system answers.
+pub(crate) fn raw_stdout() -> io::Result<File> {
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
+}
+
+/// Prints `value` as JSON.
+///
+/// # Errors
+/// Of standard output; a path that is not UTF-8, which JSON cannot hold.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| usage(format_args!("cannot say it in JSON: {error}")))?;
+    print(&(text + "\n"))
+}
+
+/// Prints an answer.
+///
+/// # Errors
+/// Of standard output.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Prints what was done, unless the user wants quiet.
+///
+/// # Errors
+/// Of standard output.
+pub(crate) fn say(display: DisplayArgs, text: &str) -> Result<(), Failure> {
+    if display.quiet { Ok(()) } else { print(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_class_of_failure_has_its_code() {
+        let codes = [
+            (ErrorKind::InvalidInput, 2),
+            (ErrorKind::Io, 3),
+            (ErrorKind::NoSpace, 3),
+            (ErrorKind::NotFound, 3),
+            (ErrorKind::ReadOnly, 3),
+            (ErrorKind::Corrupt, 4),
+            (ErrorKind::UnknownFormat, 4),
+            (ErrorKind::Unsupported, 4),
+            (ErrorKind::ParentNotFound, 5),
+            (ErrorKind::ParentMismatch, 5),
+            (ErrorKind::ParentDenied, 5),
+            (ErrorKind::Cycle, 5),
+            (ErrorKind::Chain, 5),
+            (ErrorKind::Refused, 6),
+            (ErrorKind::InUse, 6),
+            (ErrorKind::Cancelled, 130),
+        ];
+        for (kind, code) in codes {
+            assert_eq!(exit_code(kind), code, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_seen_through_the_library_too() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(Failure::Output(broken()).is_closed_pipe());
+        assert!(Failure::Error(Error::io("write the output", broken())).is_closed_pipe());
+        assert!(!Failure::Error(Error::new(ErrorKind::Io, "broken pipe")).is_closed_pipe());
+        assert!(!Failure::Output(io::Error::from(io::ErrorKind::StorageFull)).is_closed_pipe());
+    }
+}
