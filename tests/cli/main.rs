@@ -1,0 +1,11 @@
+//! The program, driven as a person or a script drives it: the real binary, real files, exit codes, both outputs.
+
+mod answers;
+mod chains;
+mod merging;
+mod real_images;
+mod signals;
+#[path = "../support/mod.rs"]
+mod support;
+mod tool;
+mod usage;
