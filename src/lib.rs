@@ -49,3 +49,8 @@ pub use map::{BlockMap, BlockSink, Content, Extent, Place, Reservation, Source, 
 pub use problem::{Fault, Problem, Structure};
 pub use raw::Raw;
 pub use watch::{CancelToken, Observer, Progress, Watch};
+
+/// The example in the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExample;
