@@ -164,32 +164,35 @@ impl Bat {
         Ok(count)
     }
 
-    /// Reads the whole table: where blocks lie. Entries past the end of the disk count too, if they can be believed.
+    /// Reads the whole table: where blocks lie. What entries past the end of the disk point to
+    /// is not written over while they stand, if they can be believed.
     ///
     /// # Errors
     /// `Corrupt` when an entry of the disk cannot be believed or two blocks share bytes: nothing can be placed safely in
     /// such a file. `Unsupported` when the table is too big to be checked. What the storage answers.
     pub(super) fn usage(&self, store: &Store) -> Result<Usage> {
         let blocks = self.layout.blocks(self.size);
+        let stride = self.layout.stride();
         let mut places: Vec<u32> = Vec::new();
+        let mut past_end = 0;
         self.for_each(store, 0..u64::from(self.entries), |block, entry| {
             let place = match self.believe(block, entry) {
                 Err(problem) if block < blocks => return Err(Error::corrupt(problem)),
                 place => place.ok().flatten(),
             };
-            if place.is_none() {
-                return Ok(());
-            }
-            if places.len() >= MAX_TRACKED_BLOCKS {
+            let Some(place) = place else { return Ok(()) };
+            if block >= blocks {
+                past_end = past_end.max(place.saturating_add(stride));
+            } else if places.len() < MAX_TRACKED_BLOCKS {
+                places.push(entry);
+            } else {
                 let message = format_args!("writing to an image of more than {MAX_TRACKED_BLOCKS} allocated blocks");
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
-            places.push(entry);
             Ok(())
         })?;
         places.sort_unstable();
         let offset = |sector: u32| u64::from(sector).saturating_mul(SECTOR);
-        let stride = self.layout.stride();
         for (&low, &high) in places.iter().zip(places.iter().skip(1)) {
             if offset(high).saturating_sub(offset(low)) < stride {
                 let fault = if low == high { Fault::Duplicate } else { Fault::Overlap };
@@ -200,7 +203,7 @@ impl Bat {
             }
         }
         Ok(Usage {
-            end: places.last().map_or(0, |&last| offset(last).saturating_add(stride)),
+            end: places.last().map_or(0, |&last| offset(last).saturating_add(stride)).max(past_end),
             first: places.first().map_or(u64::MAX, |&first| offset(first)),
         })
     }

@@ -23,6 +23,7 @@ const MAX_VERSION: u32 = 0x0001_0002;
 /// A batmap that is there and in its place.
 #[derive(Clone, Debug)]
 pub(super) struct Batmap {
+    header_end: u64,
     map: Range<u64>,
 }
 
@@ -56,12 +57,12 @@ impl Batmap {
             findings.note(Severity::Error, site.problem(Fault::Range, field, found, "a map inside the file"));
             return Ok(None);
         };
-        Ok(Some(Self { map: start..end }))
+        Ok(Some(Self { header_end: at.saturating_add(raw.as_bytes().len() as u64), map: start..end }))
     }
 
-    /// Where the map ends.
+    /// Where the last of its header and its map ends.
     pub(super) fn end(&self) -> u64 {
-        self.map.end
+        self.map.end.max(self.header_end)
     }
 
     /// Whether the map says that every sector of `block` is there. Blocks past its end are not.

@@ -216,7 +216,7 @@ fn read_sparse(store: &Store, footer: &Footer, (limit, len): (u64, u64), finding
         let found = "version 0.1 of the tap family, whose bitmaps count bits the other way";
         Problem::new(Structure::VhdBitmap, Fault::Unsupported, found, "a later version")
     })?;
-    inspect_layout(store, &header, len, findings)?;
+    inspect_layout(store, &header, (at, len), findings)?;
     let locators =
         if differencing { Locators::read(store, &header, (site, len), findings)? } else { Locators::default() };
     let batmap = if footer.has_batmap() { Batmap::read(store, header.table().end, len, findings)? } else { None };
@@ -225,8 +225,15 @@ fn read_sparse(store: &Store, footer: &Footer, (limit, len): (u64, u64), finding
 }
 
 /// Notes padding and lengths other producers differ in.
-fn inspect_layout(store: &Store, header: &Header, len: u64, findings: &mut Findings) -> Result<()> {
+fn inspect_layout(store: &Store, header: &Header, (at, len): (u64, u64), findings: &mut Findings) -> Result<()> {
     let table = header.table();
+    let taken = [0..FOOTER_LEN, at..at.saturating_add(HEADER_LEN)];
+    if taken.iter().any(|taken| space::overlap(taken, &table)) {
+        let found = format_args!("a table at file offset {:#x} to {:#x}", table.start, table.end);
+        let allowed = format_args!("one clear of the footer copy and of the header at {at:#x}");
+        let problem = Problem::new(Structure::VhdBat, Fault::Overlap, found, allowed);
+        findings.note(Severity::Error, problem.at(FileOffset(table.start)));
+    }
     let entries_end = table.start.saturating_add(u64::from(header.entries()).saturating_mul(4));
     let mut buffer = [0; FOOTER_BYTES];
     let padding = table.end.min(len).saturating_sub(entries_end);

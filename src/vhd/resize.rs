@@ -13,7 +13,7 @@ use super::footer::size_rule;
 use super::header::{Header, table_len};
 use super::image::{Sparse, Vhd};
 use super::raw::{FOOTER_LEN, HEADER_LEN, SECTOR_BYTES};
-use super::space::FILE_UNIT;
+use super::space::{FILE_UNIT, overlap};
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::{DiskKind, GrowAs};
 use crate::map::{BlockMap, BlockSink, Content, Want};
@@ -206,7 +206,7 @@ impl Vhd {
         let blocks = sparse.bat.usage(&self.store)?;
         let blocks = blocks.first..blocks.end;
         let mut others = sparse.locators.areas.iter().chain([&header, &footer, &blocks]);
-        Ok(!others.any(|other| other.start < wanted.end && wanted.start < other.end))
+        Ok(!others.any(|other| overlap(other, &wanted)))
     }
 
     /// Writes the entries behind the table that a longer one adds, and its padding.

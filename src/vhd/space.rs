@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::map::BlockMap;
 use crate::problem::{Fault, Problem, Structure};
 use crate::units::{FileOffset, SECTOR, round_up};
+use std::ops::Range;
 use std::sync::PoisonError;
 
 /// File lengths are multiples of this, and block data starts on one: Windows keeps new blocks aligned only in files that
@@ -20,6 +21,11 @@ pub(super) const FILE_UNIT: u64 = 4096;
 pub(super) fn tail_position(end: u64) -> u64 {
     let least = end.saturating_add(FOOTER_LEN);
     round_up(least, FILE_UNIT).unwrap_or(least).saturating_sub(FOOTER_LEN)
+}
+
+/// Whether two file ranges share a byte.
+pub(super) fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 impl Vhd {
@@ -55,6 +61,12 @@ impl Vhd {
                 let allowed = "a multiple of 512, to be written to".to_owned();
                 return refuse(structure, Fault::Alignment, at, format!("file offset {at:#x}"), allowed);
             }
+        }
+        let header = sparse.header_at..sparse.header_at.saturating_add(HEADER_LEN);
+        if overlap(table, &(0..FOOTER_LEN)) || overlap(table, &header) {
+            let found = format!("a table at file offset {:#x} to {:#x}", table.start, table.end);
+            let allowed = format!("one clear of the footer copy and of the header at {:#x}", header.start);
+            return refuse(Structure::VhdBat, Fault::Overlap, table.start, found, allowed);
         }
         if table.end > self.tail_at {
             let found = format!("a table that ends at file offset {:#x}", table.end);

@@ -521,3 +521,37 @@ fn damaged_bytes_never_panic() {
         }
     });
 }
+
+/// Layouts of Windows, QEMU and VirtualBox, with their gaps, fillers and orders, are written on.
+#[test]
+fn real_images_are_written_on() {
+    let Some(folder) = real::folder() else { return };
+    for image in real::ALL.iter().filter(|image| image.name().ends_with(".vhd")) {
+        let paths = image.paths(&folder);
+        let parents: Vec<Vhd> = paths[1..].iter().map(|path| open_real(path).0.unwrap()).collect();
+        let storage = memory(&std::fs::read(&paths[0]).unwrap());
+        let mut leaf = open(&storage, Access::Write).0.unwrap();
+        let shown = |leaf: &Vhd| {
+            let layers: Vec<&Vhd> = std::iter::once(leaf).chain(&parents).collect();
+            contents(&layers)
+        };
+        let mut expected = shown(&leaf);
+        let sectors = expected.len() as u64 / 512;
+        for (round, start) in [0, sectors / 3, sectors / 2 - 3, sectors - 5].into_iter().enumerate() {
+            let byte = 0xA0 + round as u8;
+            let range = start * 512..(start + 5) * 512;
+            expected[range.start as usize..range.end as usize].fill(byte);
+            put(&mut leaf, vec![data(range)], |_| byte).unwrap();
+            assert!(shown(&leaf) == expected, "{} after write {round}", image.name());
+        }
+        leaf.set_virtual_size(image.size + (3 << 20), crate::link::GrowAs::Zero).unwrap();
+        expected.resize(expected.len() + (3 << 20), 0);
+        leaf.close().unwrap();
+        let leaf = open(&storage, Access::Write).0.unwrap();
+        assert!(shown(&leaf) == expected, "{} after growing", image.name());
+        let mut files: Vec<Box<dyn crate::support::Bytes>> = vec![Box::new(storage.to_bytes().unwrap())];
+        files.extend(paths[1..].iter().map(|path| Box::new(std::fs::File::open(path).unwrap()) as Box<_>));
+        let second = crate::support::SpecDisk::from_bytes(files).unwrap();
+        assert!(second.read(0, expected.len()).unwrap() == expected, "{} by the second reader", image.name());
+    }
+}

@@ -362,3 +362,56 @@ fn a_stale_reservation_is_not_published() {
     assert!(all[..8192].iter().all(|&byte| byte == 0) && all[8192..12288].iter().all(|&byte| byte == 7));
     assert_eq!(vhd.id(), ImageId::Vhd(vhd.footer.unique_id()));
 }
+
+/// A header that points its table at itself: writing an entry would destroy it.
+#[test]
+fn a_table_over_the_header_is_not_written() {
+    let (storage, vhd) = super::create(&VhdCreate::new(64 << 10).block_size(4096));
+    drop(vhd);
+    let mut bytes = storage.to_bytes().unwrap();
+    bytes[528..536].copy_from_slice(&1024u64.to_be_bytes());
+    bytes[1024..1536].fill(0xFF);
+    let sum = crate::support::bytes::vhd_checksum(&bytes[512..1536], 36);
+    bytes[548..552].copy_from_slice(&sum.to_be_bytes());
+    let storage = memory(&bytes);
+    let (vhd, findings) = open(&storage, Access::Write);
+    use crate::problem::{Fault, Structure};
+    let overlap = (crate::finding::Severity::Error, Structure::VhdBat, Fault::Overlap);
+    assert!(super::faults(&findings).contains(&overlap), "{findings:?}");
+    let refused = vhd.unwrap().reserve(vec![super::data(0..512)]).unwrap_err();
+    assert_eq!(refused.kind(), crate::error::ErrorKind::Refused);
+    assert_eq!(storage.to_bytes().unwrap(), bytes);
+}
+
+/// Other producers leave anything in the last block past the end of the disk, and in entries past it.
+#[test]
+fn what_lies_past_the_end_never_shows_when_the_disk_grows() {
+    for (kind, grow) in [
+        (DiskKind::Dynamic, GrowAs::Zero),
+        (DiskKind::Dynamic, GrowAs::Parent),
+        (DiskKind::Differencing, GrowAs::Zero),
+        (DiskKind::Differencing, GrowAs::Parent),
+    ] {
+        let mut run = Run::new(kind, 4096, 20);
+        run.put(&[(0, 20, false, 7)]);
+        let storage = Arc::clone(&run.storage);
+        let vhd = run.vhd();
+        let bat = &vhd.sparse.as_ref().unwrap().bat;
+        let place = |block| bat.block(&vhd.store, block).unwrap().unwrap();
+        let (at, first, table) = (place(2), place(0), bat.table.start);
+        run.vhd = None;
+        storage.write_all_at(&[0xFF], at).unwrap();
+        storage.write_all_at(&[0xEE; 2048], at + 512 + 2048).unwrap();
+        // A fourth entry that a shrink of others left behind, beyond the three that count.
+        let mut bytes = storage.to_bytes().unwrap();
+        bytes[540..544].copy_from_slice(&4u32.to_be_bytes());
+        bytes[table as usize + 12..table as usize + 16].copy_from_slice(&((first / 512) as u32).to_be_bytes());
+        let sum = crate::support::bytes::vhd_checksum(&bytes[512..1536], 36);
+        bytes[548..552].copy_from_slice(&sum.to_be_bytes());
+        storage.write_all_at(&bytes, 0).unwrap();
+        run.vhd = Some(open(&storage, Access::Write).0.unwrap());
+        run.step(&Step::Resize(30, grow == GrowAs::Zero));
+        run.compare();
+        run.judge();
+    }
+}
