@@ -172,6 +172,8 @@ pub(crate) fn relative_windows_path(from: &Path, file: &Path) -> Result<String> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn hint(kind: HintKind, path: &str) -> ParentLink {

@@ -256,7 +256,8 @@ mod tests {
         model[100..400].fill(0);
         let watch = Watch::none();
         let meter = Meter::new(&watch, 0);
-        let work = Work { target: &target, moves, zeros: vec![100..400], target_is_zero: false };
+        let work =
+            Work { target: &target, moves, zeros: Vec::from([Range { start: 100, end: 400 }]), target_is_zero: false };
         Copier::new(2).unwrap().run(work, &meter).unwrap();
         assert!(target.to_bytes().unwrap() == model);
         assert_eq!((meter.moved(), meter.zeroed()), ((1 << 20) + 700_000 + 512_000, 300));

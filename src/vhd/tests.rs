@@ -257,7 +257,7 @@ fn what_is_a_vhd() {
     let mut headless = all_but(&dynamic, 512);
     headless[512] = 0;
     assert!(!probe(&headless), "a copy that nothing vouches for");
-    let mut damaged = fixed.clone();
+    let mut damaged = fixed;
     *damaged.last_mut().unwrap() = 1;
     assert!(probe(&damaged), "a damaged VHD is a VHD");
     for bytes in [&[][..], &[0; 511], &[0; 512], &[0; 4096], b"conectix", &[0xC7; 8192]] {
@@ -401,7 +401,7 @@ fn create_and_open_agree_on_what_is_allowed() {
         VhdCreate::new(0),
         VhdCreate::new(513),
         VhdCreate::new(2040 * GIB + 512),
-        VhdCreate::new(u64::MAX & !511).kind(DiskKind::Fixed),
+        VhdCreate::new(u64::MAX - 511).kind(DiskKind::Fixed),
         VhdCreate::new(MIB).block_size(0),
         VhdCreate::new(MIB).block_size(2048),
         VhdCreate::new(MIB).block_size(3 << 20),
@@ -503,7 +503,7 @@ fn damaged_bytes_never_panic() {
                 bytes[at + field..at + field + 4].copy_from_slice(&sum.to_be_bytes());
             }
         }
-        bytes.truncate(bytes.len() - if cut < 600 { 0 } else { cut - 600 });
+        bytes.truncate(bytes.len() - cut.saturating_sub(600));
         let storage = memory(&bytes);
         if let (Ok(vhd), _) = open(&storage, Access::Read) {
             let mut at = 0;

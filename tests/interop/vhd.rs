@@ -7,7 +7,7 @@ use crate::support::{Contents, SpecDisk, assert_well_formed_vhd, azure_problems}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
-use vhdkit::storage::{Access, FileStorage, Lock, Storage};
+use vhdkit::storage::{Access, FileStorage, Lock};
 use vhdkit::vhd::{Vhd, VhdCreate};
 use vhdkit::{BlockMap, BlockSink, Content, DiskKind, Findings, GrowAs, NewParent, ParentPaths, Want};
 

@@ -7,7 +7,7 @@ use crate::support::{Contents, SpecDisk, assert_well_formed_vhdx};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
-use vhdkit::storage::{Access, FileStorage, Lock, Storage};
+use vhdkit::storage::{Access, FileStorage, Lock};
 use vhdkit::vhdx::{Vhdx, VhdxCreate};
 use vhdkit::{BlockMap, BlockSink, Content, DiskKind, Findings, NewParent, ParentPaths, Want};
 

@@ -104,7 +104,7 @@ fn payload_states_by_kind_of_disk() {
         assert_eq!(fault(at | 4, differencing), Fault::State);
         assert_eq!(fault(at | 5, differencing), Fault::State);
         assert_eq!(fault(6, differencing), Fault::Range);
-        assert_eq!(fault(at | 6 | 4 * KIB, differencing), Fault::Reserved);
+        assert_eq!(fault(at | 6 | (4 * KIB), differencing), Fault::Reserved);
     }
     assert_eq!(fault(at | 7, false), Fault::State);
     assert_eq!(fault(7, true), Fault::Range);

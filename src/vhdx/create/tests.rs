@@ -118,7 +118,7 @@ fn options_the_format_does_not_allow_are_invalid_and_nothing_is_written() {
         size.clone().kind(DiskKind::Differencing),
         size.clone().parent(child_of_nobody()),
         size.clone().creator("x".repeat(257)),
-        size.clone().kind(DiskKind::Differencing).parent(NewParent {
+        size.kind(DiskKind::Differencing).parent(NewParent {
             paths: ParentPaths { relative: Some("x".repeat(40_000)), absolute: None },
             ..child_of_nobody()
         }),

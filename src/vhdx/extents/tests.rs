@@ -132,12 +132,12 @@ proptest! {
         let disk = Handmade::new(4 * MIB + tail * 4096, MIB, sector, differencing);
         let mut bitmap = vec![0; MIB as usize];
         for (start, len, value) in bits {
-            crate::bitmap::fill(&mut bitmap, BitOrder::LsbFirst, u64::from(start)..u64::from(start + len), value);
+            bitmap::fill(&mut bitmap, BitOrder::LsbFirst, u64::from(start)..u64::from(start + len), value);
         }
         disk.storage.write_all_at(&bitmap, 4 * MIB).unwrap();
         disk.storage.set_len(24 * MIB).unwrap();
         if differencing {
-            disk.set_bitmap(0, 4 * MIB | 6);
+            disk.set_bitmap(0, (4 * MIB) | 6);
         }
         for (block, (state, place)) in states.into_iter().enumerate() {
             let state = match state {
@@ -146,7 +146,7 @@ proptest! {
                 other => other,
             };
             // Neighbours that follow one another, neighbours that do not, and offsets that mean nothing.
-            disk.set_block(block as u64, (5 + block as u64 + place * place) * MIB | state);
+            disk.set_block(block as u64, ((5 + block as u64 + place * place) * MIB) | state);
         }
         compare(&disk, limit)?;
     }
@@ -159,13 +159,13 @@ fn blocks_of_several_chunks_agree_where_runs_begin_and_end() {
     disk.storage.set_len(64 * GIB).unwrap();
     for (number, raw) in [
         (3, GIB | 6),
-        (4, GIB + block | 6),
-        (15, 2 * GIB | 7),
-        (16, 2 * GIB + block | 7),
+        (4, (GIB + block) | 6),
+        (15, (2 * GIB) | 7),
+        (16, (2 * GIB + block) | 7),
         (17, 2),
         (31, 3),
-        (33, 4 * GIB | 6),
-        (40, 5 * GIB | 7),
+        (33, (4 * GIB) | 6),
+        (40, (5 * GIB) | 7),
     ] {
         disk.set_block(number, raw);
     }
@@ -176,13 +176,13 @@ fn blocks_of_several_chunks_agree_where_runs_begin_and_end() {
     // Block 15 is present from its sector 100 on, block 16 up to its sector 70000, block 40 at its last sectors.
     let mut bytes = vec![0; MIB as usize];
     let sectors = block / 512;
-    crate::bitmap::fill(&mut bytes, BitOrder::LsbFirst, 15 * sectors + 100..16 * sectors, true);
+    bitmap::fill(&mut bytes, BitOrder::LsbFirst, 15 * sectors + 100..16 * sectors, true);
     disk.storage.write_all_at(&bytes, bitmaps[0]).unwrap();
     bytes.fill(0);
-    crate::bitmap::fill(&mut bytes, BitOrder::LsbFirst, 0..70_000, true);
+    bitmap::fill(&mut bytes, BitOrder::LsbFirst, 0..70_000, true);
     disk.storage.write_all_at(&bytes, bitmaps[1]).unwrap();
     bytes.fill(0);
-    crate::bitmap::fill(&mut bytes, BitOrder::LsbFirst, 8 * sectors + 2..8 * sectors + 9, true);
+    bitmap::fill(&mut bytes, BitOrder::LsbFirst, 8 * sectors + 2..8 * sectors + 9, true);
     disk.storage.write_all_at(&bytes, bitmaps[2]).unwrap();
 
     let image = disk.open();
@@ -222,8 +222,8 @@ fn largest_empty_disk_is_one_run_and_costs_kilobytes() {
         assert!(disk.storage.allocated() < MIB, "{} bytes", disk.storage.allocated());
         // Two blocks far apart, so that the table is not all hole.
         disk.storage.set_len(600 * MIB).unwrap();
-        disk.set_block(1, 520 * MIB | 6);
-        disk.set_block(50_000_000, 521 * MIB | 6);
+        disk.set_block(1, (520 * MIB) | 6);
+        disk.set_block(50_000_000, (521 * MIB) | 6);
         let counting = Arc::new(Counting::new(disk.storage.clone()));
         let image = Vhdx::open(counting.clone(), Access::Read, &mut Findings::new()).unwrap();
         let (mut offset, mut runs) = (0, 0);
@@ -241,14 +241,14 @@ fn largest_empty_disk_is_one_run_and_costs_kilobytes() {
 fn broken_entries_are_errors_only_when_their_block_is_read() {
     let size = 4 * MIB;
     for (raw, fault) in [
-        (8 * MIB | 4, Fault::State),
-        (8 * MIB | 5, Fault::State),
-        (8 * MIB | 7, Fault::State),
-        (8 * MIB | 8 | 6, Fault::Reserved),
+        ((8 * MIB) | 4, Fault::State),
+        ((8 * MIB) | 5, Fault::State),
+        ((8 * MIB) | 7, Fault::State),
+        ((8 * MIB) | 8 | 6, Fault::Reserved),
         (6, Fault::Range),
         (MIB | 6, Fault::Overlap),
-        (2 * MIB | 6, Fault::Overlap),
-        (3 * MIB | 6, Fault::Overlap),
+        ((2 * MIB) | 6, Fault::Overlap),
+        ((3 * MIB) | 6, Fault::Overlap),
         (1 << 40 | 6, Fault::Range),
         (u64::MAX << 20 | 6, Fault::Range),
     ] {
@@ -266,13 +266,13 @@ fn broken_entries_are_errors_only_when_their_block_is_read() {
 fn partially_present_block_needs_a_sector_bitmap_inside_the_file() {
     let disk = Handmade::new(4 * MIB, MIB, 512, true);
     disk.storage.set_len(8 * MIB).unwrap();
-    disk.set_block(1, 5 * MIB | 7);
+    disk.set_block(1, (5 * MIB) | 7);
     assert_eq!(disk.fault_at(MIB), (Fault::State, BAT + 8));
     for (raw, fault) in [
-        (100 * MIB | 6, Fault::Range),
-        (7 * MIB | 512 | 6, Fault::Reserved),
-        (2 * MIB | 6, Fault::Overlap),
-        (7 * MIB | 3, Fault::State),
+        ((100 * MIB) | 6, Fault::Range),
+        ((7 * MIB) | 512 | 6, Fault::Reserved),
+        ((2 * MIB) | 6, Fault::Overlap),
+        ((7 * MIB) | 3, Fault::State),
         (6, Fault::Range),
     ] {
         disk.set_bitmap(0, raw);
@@ -285,8 +285,8 @@ fn partially_present_block_needs_a_sector_bitmap_inside_the_file() {
 fn fully_present_block_never_looks_at_the_bitmap() {
     let disk = Handmade::new(4 * MIB, MIB, 512, true);
     disk.storage.set_len(8 * MIB).unwrap();
-    disk.set_block(0, 5 * MIB | 6);
-    disk.set_bitmap(0, 2 * MIB | 5);
+    disk.set_block(0, (5 * MIB) | 6);
+    disk.set_bitmap(0, (2 * MIB) | 5);
     let extent = disk.open().extent_at(0, u64::MAX).unwrap();
     assert_eq!(extent, Extent { len: MIB, source: Source::Data(FileOffset(5 * MIB)) });
 }
@@ -294,8 +294,8 @@ fn fully_present_block_never_looks_at_the_bitmap() {
 #[test]
 fn file_may_end_inside_a_block_where_the_disk_has_ended() {
     let disk = Handmade::new(MIB + 4096, MIB, 512, false);
-    disk.set_block(0, 4 * MIB | 6);
-    disk.set_block(1, 5 * MIB | 6);
+    disk.set_block(0, (4 * MIB) | 6);
+    disk.set_block(1, (5 * MIB) | 6);
     disk.storage.set_len(5 * MIB + 4096).unwrap();
     let whole = Extent { len: MIB + 4096, source: Source::Data(FileOffset(4 * MIB)) };
     assert_eq!(disk.open().extent_at(0, u64::MAX).unwrap(), whole);

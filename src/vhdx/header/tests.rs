@@ -138,9 +138,9 @@ fn log_must_be_placed_when_it_is_in_use() {
         (0x10_0000, 0x10_0001),
         (0x10_0000, 0),
         (0x10_0000, 0x8000_0000),
-        (u64::MAX & !0xF_FFFF, 0x10_0000),
+        (u64::MAX - 0xF_FFFF, 0x10_0000),
     ] {
-        let header = Header { log_offset, log_length, ..sample() };
+        let header = Header { log_length, log_offset, ..sample() };
         let (pair, findings) = read(&file([Some(header), Some(header)]));
         assert!(pair.is_ok());
         let expected = if log_length == 0 { Severity::Warning } else { Severity::Error };

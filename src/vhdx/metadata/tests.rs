@@ -1,5 +1,6 @@
 //! Items that are missing, short, doubled, outside of their region or unknown: mistaken for another case, or lost.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
+#![allow(clippy::cast_possible_truncation)]
 
 use super::super::raw::{ITEM_GEOMETRY, ITEM_INCOMPLETE, ITEM_PARENT_LOCATOR, ITEM_PMEM_LABEL};
 use super::*;

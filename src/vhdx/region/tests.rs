@@ -1,5 +1,5 @@
 //! Region tables of which one copy is damaged, regions that overlap, stand twice or lie where none may.
-#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
 use super::*;
 use crate::error::ErrorKind;
