@@ -32,7 +32,7 @@ pub(super) struct Transfer<'a> {
 
 /// Told how far a transfer has got.
 pub(super) struct Milestones<'a> {
-    /// Bytes moved between two of them.
+    /// Bytes moved between two of them; batches are no larger, or there would be fewer.
     pub(super) every: u64,
     /// Called when everything before the offset is durable in the target.
     pub(super) reached: &'a dyn Fn(u64) -> Result<()>,
@@ -70,7 +70,7 @@ impl Transfer<'_> {
         meter: &Meter<'_>,
         milestones: &Milestones<'_>,
     ) -> Result<()> {
-        let mut feed = Feed::new(self.layers, self.skip);
+        let mut feed = Feed::new(self.layers, self.skip, milestones.every);
         let mut end = self.skip;
         let (mut passed, mut passed_at) = (end, meter.moved());
         loop {
@@ -123,7 +123,7 @@ impl Transfer<'_> {
     /// Of reading the maps.
     pub(super) fn cost(&self, sink: &dyn BlockSink) -> Result<Cost> {
         let mut cost = Cost::default();
-        let mut feed = Feed::new(self.layers, 0);
+        let mut feed = Feed::new(self.layers, 0, u64::MAX);
         while let Some(batch) = feed.next_batch(sink.block_size())? {
             let size = sink.virtual_size();
             let inside = batch.iter().filter_map(|part| part.cut(0..size)).collect();

@@ -152,7 +152,8 @@ impl MergeOptions {
         self
     }
 
-    /// How many bytes are moved between two checkpoints; default 1 GiB. A cancelled merge always leaves one.
+    /// How many bytes are moved between two checkpoints, rounded up to a block of the target; default 1 GiB. A cancelled
+    /// merge always leaves one. Less than the 256 MiB that are made durable at a time costs speed.
     #[must_use]
     pub fn checkpoint_every(mut self, bytes: u64) -> Self {
         self.checkpoint_every = bytes;

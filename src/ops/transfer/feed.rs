@@ -9,7 +9,7 @@ use crate::map::Content;
 use crate::units::{FileOffset, MIB, round_up};
 use std::ops::Range;
 
-/// Bytes of data per batch, up to the end of the block they end in: enough that two syncs a batch do not count.
+/// The most bytes of data per batch, up to the end of the block they end in: enough that two syncs a batch do not count.
 const BATCH_BYTES: u64 = 256 * MIB;
 /// The most parts a batch is let grow to before it ends at the next block; bounds its memory to a few MiB.
 const BATCH_PARTS: usize = 1 << 16;
@@ -50,12 +50,16 @@ impl Part {
 pub(super) struct Feed<'a> {
     pieces: Pieces<'a>,
     held: Option<Piece>,
+    /// Bytes of data per batch.
+    batch: u64,
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(layers: &'a [Layer], start: u64) -> Self {
+    /// Deals out what `layers` hold from `start` on, at most `batch` bytes at a time, rounded up to a block.
+    pub(super) fn new(layers: &'a [Layer], start: u64, batch: u64) -> Self {
         let size = layers.first().map_or(0, |layer| layer.image().virtual_size());
-        Self { pieces: Pieces::over(layers, 0, start..size.max(start)), held: None }
+        let pieces = Pieces::over(layers, 0, start..size.max(start));
+        Self { pieces, held: None, batch: batch.clamp(1, BATCH_BYTES) }
     }
 
     fn next_piece(&mut self) -> Result<Option<Piece>> {
@@ -69,7 +73,7 @@ impl<'a> Feed<'a> {
     pub(super) fn next_batch(&mut self, block: u64) -> Result<Option<Vec<Part>>> {
         let align = if block > MAX_BLOCK { CHUNK } else { block };
         let mut parts = Vec::new();
-        let mut room = BATCH_BYTES;
+        let mut room = self.batch;
         let mut stop = u64::MAX;
         while let Some(piece) = self.next_piece()? {
             let (from, span) = match piece.owner {
