@@ -314,6 +314,63 @@ fn a_fault_without_a_kind_meets_changes_in_their_order() {
 }
 
 #[test]
+fn writing_on_after_a_failure_is_counted() {
+    let disk = SimDisk::new();
+    let (a, b) = (disk.file("a"), disk.file("b"));
+    disk.inject(SimFault::nth(0, SimFailure::Io).of(SimOperation::Read));
+    disk.inject(SimFault::nth(1, SimFailure::Io));
+    assert!(a.read_exact_at(&mut [0], 0).is_err());
+    a.write_all_at(&[1], 0).unwrap();
+    a.sync().unwrap_err();
+    b.sync().unwrap();
+    let _ = a.len().unwrap();
+    assert_eq!(disk.changes_after_failure(), 0, "another file, and reads, may go on");
+    a.sync().unwrap();
+    a.set_len(7).unwrap();
+    assert_eq!(disk.changes_after_failure(), 2);
+    disk.clear_faults();
+    a.sync().unwrap();
+    assert_eq!(disk.changes_after_failure(), 0);
+}
+
+#[test]
+fn a_fork_is_a_machine_of_its_own() {
+    let disk = SimDisk::new();
+    disk.file("a").write_all_at(b"both", 0).unwrap();
+    let fork = disk.fork();
+    fork.file("a").write_all_at(b"fork", 0).unwrap();
+    assert_eq!((contents(&disk.file("a")), contents(&fork.file("a"))), (b"both".to_vec(), b"fork".to_vec()));
+    assert_eq!(fork.position(), 1, "what was there before is durable and not in the journal");
+}
+
+#[test]
+fn the_journal_can_be_listed() {
+    let disk = SimDisk::new();
+    announce(&disk.file("a"), true);
+    disk.file("b").set_len(9).unwrap();
+    let steps = disk.steps();
+    let listed: Vec<_> = steps.iter().map(|step| (&*step.file, step.operation, step.range.clone())).collect();
+    use SimOperation::{SetLen, Sync, Write};
+    let sync = ("a", Sync, 0..0);
+    let wanted = [("a", Write, AT..AT + 1024), sync.clone(), ("a", Write, 0..1), sync, ("b", SetLen, 9..9)];
+    assert_eq!(listed, wanted);
+    assert_eq!(steps[2].bytes.as_deref(), Some(&[1][..]));
+}
+
+#[test]
+fn exploration_can_begin_late() {
+    let disk = SimDisk::new();
+    announce(&disk.file("a"), false);
+    let late = ExploreOptions { from_point: 3, ..ExploreOptions::seeded(SEED) };
+    let mut points = HashSet::new();
+    disk.explore(&late, |state| {
+        points.insert(state.point());
+        Ok(())
+    });
+    assert_eq!(points, HashSet::from([3]));
+}
+
+#[test]
 fn a_failed_write_leaves_any_of_its_sectors() {
     let mut outcomes = HashSet::new();
     let mut prefixes = HashSet::new();

@@ -35,13 +35,15 @@ pub struct ExploreOptions {
     pub samples_per_point: u32,
     /// Up to so many unsynced operations all subsets are tried (at most 16).
     pub exhaustive_limit: u32,
+    /// Crash points before this one are passed over; compare with [`SimDisk::position`].
+    pub from_point: usize,
 }
 
 impl ExploreOptions {
-    /// Sixteen samples per point, all subsets of up to six operations.
+    /// Sixteen samples per point, all subsets of up to six operations, from the beginning.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self { seed, samples_per_point: 16, exhaustive_limit: 6 }
+        Self { seed, samples_per_point: 16, exhaustive_limit: 6, from_point: 0 }
     }
 }
 
@@ -166,7 +168,7 @@ impl SimDisk {
         for point in 0..=journal.operations.len() {
             let news = point == 0 || advance(&journal, point - 1, &mut files, &mut pending);
             let skipped = !news || is_inside_long_run(&journal, point, pending.len());
-            if skipped && point < journal.operations.len() {
+            if point < options.from_point || (skipped && point < journal.operations.len()) {
                 continue;
             }
             report.points += 1;

@@ -2,6 +2,7 @@
 //!
 //! Owns: operations, their fates, and how a fate changes contents. Must not know: which fates are tried.
 
+use super::fault::SimOperation;
 use super::random::Random;
 use crate::storage::sparse::Sparse;
 use crate::units::SECTOR;
@@ -35,6 +36,32 @@ pub(super) enum Action {
     SyncFailed {
         lost: Vec<usize>,
     },
+}
+
+/// One entry of a disk's journal, to find out what a sync stands between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SimStep {
+    /// The name of the file.
+    pub file: Arc<str>,
+    /// What was done; a sync also when it was dropped or failed.
+    pub operation: SimOperation,
+    /// The bytes of the file it changed; for a change of length the new one, twice. Empty for a sync.
+    pub range: Range<u64>,
+    /// What a write wrote.
+    pub bytes: Option<Arc<[u8]>>,
+}
+
+impl SimStep {
+    pub(super) fn of(file: Arc<str>, action: &Action) -> Self {
+        let (operation, range, bytes) = match action {
+            Action::Write { bytes, .. } => (SimOperation::Write, action.range(), Some(Arc::clone(bytes))),
+            Action::Zero(_) => (SimOperation::Zero, action.range(), None),
+            Action::SetLen(len) => (SimOperation::SetLen, Some(*len..*len), None),
+            Action::Sync | Action::SyncDropped | Action::SyncFailed { .. } => (SimOperation::Sync, None, None),
+        };
+        Self { file, operation, range: range.unwrap_or_default(), bytes }
+    }
 }
 
 /// What becomes of an operation that no sync covered.

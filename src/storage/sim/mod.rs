@@ -18,6 +18,7 @@ mod random;
 
 pub use explore::{CrashState, ExploreFailure, ExploreOptions, ExploreReport};
 pub use fault::{SimFailure, SimFault, SimOperation};
+pub use journal::SimStep;
 
 use super::sparse::Sparse;
 use super::{MemoryStorage, PAGE, Storage, end_of};
@@ -76,6 +77,7 @@ struct Machine {
     journal: Vec<Operation>,
     faults: Faults,
     counts: SimCounts,
+    changes_after_failure: u64,
 }
 
 /// Invariant: `view` is `durable` with the `pending` operations done to it in order.
@@ -87,6 +89,8 @@ struct Contents {
     view: Sparse,
     /// Places in the journal.
     pending: Vec<usize>,
+    /// A change of it failed, as a fault wanted.
+    failed: bool,
 }
 
 impl Contents {
@@ -97,6 +101,7 @@ impl Contents {
             durable: contents.clone(),
             view: contents,
             pending: Vec::new(),
+            failed: false,
         }
     }
 }
@@ -209,6 +214,28 @@ impl SimDisk {
         self.lock().counts
     }
 
+    /// How many changes were asked of a file after one of its changes had failed as a fault wanted; forgotten by
+    /// [`clear_faults`](Self::clear_faults). More than none: a handle wrote on.
+    #[must_use]
+    pub fn changes_after_failure(&self) -> u64 {
+        self.lock().changes_after_failure
+    }
+
+    /// What the journal holds, in order.
+    #[must_use]
+    pub fn steps(&self) -> Vec<SimStep> {
+        let machine = self.lock();
+        let name = |operation: &Operation| Arc::clone(&machine.files[operation.file].name);
+        machine.journal.iter().map(|operation| SimStep::of(name(operation), &operation.action)).collect()
+    }
+
+    /// Another machine whose files durably hold what these read as now; it has no journal and no faults.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let machine = self.lock();
+        Self::from_contents(machine.files.iter().map(|file| (Arc::clone(&file.name), file.view.clone())))
+    }
+
     /// Arms a fault. Several can be armed; an operation meets the first that matches.
     pub fn inject(&self, fault: SimFault) {
         self.lock().faults.arm(fault);
@@ -222,7 +249,10 @@ impl SimDisk {
 
     /// Disarms all faults and dropped syncs.
     pub fn clear_faults(&self) {
-        self.lock().faults.clear();
+        let mut machine = self.lock();
+        machine.faults.clear();
+        machine.changes_after_failure = 0;
+        machine.files.iter_mut().for_each(|file| file.failed = false);
     }
 }
 
@@ -264,11 +294,13 @@ impl Machine {
         };
         *count += 1;
         let name = Arc::clone(&self.files[file].name);
+        self.changes_after_failure += u64::from(self.files[file].failed);
         let Some((failure, seed)) = self.faults.meet(operation, &name) else {
             let dropped = operation == SimOperation::Sync && self.faults.drops_sync(&name);
             self.record(file, if dropped { Action::SyncDropped } else { action });
             return Ok(());
         };
+        self.files[file].failed = true;
         if failure == SimFailure::Eof {
             return Err(failure.error());
         }
