@@ -31,6 +31,7 @@ pub struct ParentInfo {
     /// The identity it wants.
     pub linkage: Option<String>,
     /// The file that was found and is the right one.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub found: Option<PathBuf>,
     /// Why none was found.
     pub error: Option<String>,
@@ -52,6 +53,7 @@ pub struct ChainLink {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Info {
     /// Its file.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub path: Option<PathBuf>,
     /// Its format.
     pub format: Format,

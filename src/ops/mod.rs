@@ -8,6 +8,8 @@ mod create;
 mod info;
 mod job;
 mod merge;
+#[cfg(feature = "serde")]
+mod paths;
 mod transfer;
 
 pub use convert::{ConvertOptions, ConvertReport, convert, write_raw};

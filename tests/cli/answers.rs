@@ -202,3 +202,29 @@ fn sizes_take_units() {
         assert_eq!(tool.json("info --json a.vhdx")["virtual_size"], bytes, "{text}");
     }
 }
+
+#[test]
+fn a_path_that_is_not_unicode_is_no_reason_to_fail() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let tool = Tool::new();
+    tool.ok("create --size 1M a.vhdx");
+    let name = OsStr::from_bytes(b"\xff.vhdx");
+    fs::rename(tool.path("a.vhdx"), tool.path("").join(name)).unwrap();
+    let output = tool.command("info --json --chain").arg(name).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let info: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(info["path"], "\u{FFFD}.vhdx");
+}
+
+#[test]
+fn a_full_device_behind_standard_output_is_an_error() {
+    let tool = Tool::new();
+    tool.ok("create --size 1M a.vhdx");
+    for line in ["info a.vhdx", "info --json a.vhdx", "read a.vhdx", "convert a.vhdx -"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = tool.command(line).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!output.stderr.is_empty());
+    }
+}

@@ -1,6 +1,6 @@
 //! Being asked to stop.
 
-use crate::tool::Tool;
+use crate::tool::{MIB, Tool, pattern};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Stdio};
@@ -44,4 +44,56 @@ fn a_reader_stops_at_once() {
     stdout.read_exact(&mut [0; 1]).unwrap();
     signal(&child, Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// Starts `line` and sends `sent` as soon as it reports that bytes were moved; answers the exit code and what it said.
+/// It may be done before the signal arrives.
+fn interrupted(tool: &Tool, line: &str, sent: Signal) -> (Option<i32>, String) {
+    let mut child = tool.command(&format!("--progress json {line}")).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    stderr.read_line(&mut first).unwrap();
+    assert!(first.contains("progress"), "{first}");
+    signal(&child, sent);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    (child.wait().unwrap().code(), rest)
+}
+
+#[test]
+fn an_interrupted_merge_loses_nothing_and_is_finished_by_the_next() {
+    for format in ["vhd", "vhdx"] {
+        let tool = Tool::new();
+        tool.ok(&format!("create --size 64M --block-size 1M base.{format}"));
+        tool.ok(&format!("create --parent base.{format} leaf.{format}"));
+        let model = pattern(64 * MIB, 5);
+        tool.write(&format!("leaf.{format}"), 0, &model);
+        let line = format!("merge leaf.{format} --depth 1 --jobs 1");
+        for sent in [Signal::KILL, Signal::INT, Signal::TERM, Signal::KILL] {
+            let (code, said) = interrupted(&tool, &line, sent);
+            if code == Some(130) {
+                assert!(said.contains("hint: ") && said.contains("again"), "{said}");
+            } else {
+                assert!(code.is_none() || code == Some(0), "{sent:?}: {code:?} {said}");
+            }
+            assert!(tool.disk(&format!("leaf.{format}")) == model, "the leaf's view after {sent:?}");
+        }
+        tool.ok(&line);
+        assert!(tool.disk(&format!("base.{format}")) == model, "{format}");
+        assert!(tool.disk(&format!("leaf.{format}")) == model, "{format}");
+        assert_eq!(tool.snapshot().len(), 2, "only the two images are left");
+    }
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_no_file() {
+    let tool = Tool::new();
+    tool.ok("create --size 64M a.vhdx");
+    tool.write("a.vhdx", 0, &pattern(64 * MIB, 5));
+    let (code, said) = interrupted(&tool, "convert a.vhdx b.vhd --jobs 1", Signal::INT);
+    let left = tool.snapshot().len();
+    match code {
+        Some(130) => assert!(left == 1 && said.contains("hint: no new image was made"), "{left}: {said}"),
+        code => assert!(code == Some(0) && left == 2, "{code:?}: {said}"),
+    }
 }

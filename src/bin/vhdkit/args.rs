@@ -96,6 +96,7 @@ impl Verb {
 
 /// What the person wants to see besides the answer.
 #[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Display")]
 pub(crate) struct DisplayArgs {
     /// Progress on standard error: a bar on a terminal, nothing, or one JSON object per line
     #[arg(long, global = true, value_enum, value_name = "HOW", default_value = "auto")]
@@ -118,6 +119,7 @@ pub(crate) enum ProgressMode {
 
 /// Where parents may come from.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Parents")]
 pub(crate) struct ParentArgs {
     /// The file of the next parent, whatever the images say; repeat it for further ones, nearest the leaf first. Its
     /// identity is checked all the same

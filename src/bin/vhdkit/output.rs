@@ -100,10 +100,9 @@ pub(crate) fn raw_stdout() -> io::Result<File> {
 /// Prints `value` as JSON.
 ///
 /// # Errors
-/// Of standard output; a path that is not UTF-8, which JSON cannot hold.
+/// Of standard output.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|error| usage(format_args!("cannot say it in JSON: {error}")))?;
+    let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
     print(&(text + "\n"))
 }
 

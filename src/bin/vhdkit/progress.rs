@@ -23,6 +23,8 @@ pub(crate) struct Reporter {
     done: AtomicU64,
     total: AtomicU64,
     moved: AtomicU64,
+    /// What was moved when `done` last rose.
+    moved_then: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -42,12 +44,26 @@ impl Reporter {
             ProgressMode::Auto | ProgressMode::None => View::Nothing,
         };
         let zero = || AtomicU64::new(0);
-        Self { view, start: Instant::now(), due: zero(), done: zero(), total: zero(), moved: zero() }
+        Self {
+            view,
+            start: Instant::now(),
+            due: zero(),
+            done: zero(),
+            total: zero(),
+            moved: zero(),
+            moved_then: zero(),
+        }
     }
 
     fn latest(&self) -> Progress {
         let value = |of: &AtomicU64| of.load(Ordering::Relaxed);
         Progress { done: value(&self.done), total: value(&self.total), moved: value(&self.moved) }
+    }
+
+    /// How far a bar reaches. `done` rises by large steps; what was moved since the last one is dealt with too.
+    fn position(&self) -> u64 {
+        let Progress { done, total, moved } = self.latest();
+        done.saturating_add(moved.saturating_sub(self.moved_then.load(Ordering::Relaxed))).min(total)
     }
 
     /// Whether an update is due; of several threads that ask at once one is told so.
@@ -64,7 +80,7 @@ impl Reporter {
             View::Nothing => {}
             View::Bar(bar) => {
                 bar.set_length(total);
-                bar.set_position(done);
+                bar.set_position(self.position());
                 bar.set_message(size::human(moved));
             }
             View::Json => {
@@ -82,7 +98,9 @@ impl Observer for Reporter {
             return;
         }
         // Calls from several threads may arrive out of order; what is shown never goes back.
-        self.done.fetch_max(progress.done, Ordering::Relaxed);
+        if self.done.fetch_max(progress.done, Ordering::Relaxed) < progress.done {
+            self.moved_then.fetch_max(progress.moved, Ordering::Relaxed);
+        }
         self.total.fetch_max(progress.total, Ordering::Relaxed);
         self.moved.fetch_max(progress.moved, Ordering::Relaxed);
         if self.is_due() {
@@ -124,6 +142,9 @@ mod tests {
         reporter.progress(Progress { done: 5, total: 9, moved: 7 });
         reporter.progress(Progress { done: 4, total: 9, moved: 8 });
         assert_eq!(reporter.latest(), Progress { done: 5, total: 9, moved: 8 });
+        assert_eq!(reporter.position(), 6, "one byte was moved after the step to 5");
+        reporter.progress(Progress { done: 5, total: 9, moved: 80 });
+        assert_eq!(reporter.position(), 9);
         reporter.due.store(u64::MAX, Ordering::Relaxed);
         assert!(!reporter.is_due());
         reporter.due.store(0, Ordering::Relaxed);

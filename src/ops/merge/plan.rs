@@ -21,6 +21,7 @@ pub struct PlannedFile {
     /// Its depth; the leaf is 1.
     pub depth: usize,
     /// Its path, where it has one.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub path: Option<PathBuf>,
     /// Its virtual size in bytes.
     pub virtual_size: u64,
@@ -51,6 +52,7 @@ pub struct MergePlan {
     /// What its file system has free; unknown for storages that are not files.
     pub space_available: Option<u64>,
     /// Other images that stand on a file that changes.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub siblings: Vec<PathBuf>,
     /// The merged files will be deleted.
     pub delete: bool,

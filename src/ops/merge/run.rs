@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MergeReport {
     /// The file that took the contents.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub target: Option<PathBuf>,
     /// Data copied.
     pub moved: u64,
@@ -38,10 +39,13 @@ pub struct MergeReport {
     /// Ranges made zero.
     pub zeroed: u64,
     /// The file that was pointed at the target.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub relinked: Option<PathBuf>,
     /// The merged files that were deleted.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub deleted: Vec<PathBuf>,
     /// Other images that no longer show what they showed.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub siblings: Vec<PathBuf>,
     /// The offset of the disk up to which an interrupted merge had got, when this one went on from there.
     pub resumed_at: Option<u64>,

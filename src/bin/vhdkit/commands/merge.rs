@@ -14,8 +14,8 @@ use vhdkit::Watch;
 use vhdkit::ops::{self, MergeOptions, MergePlan, MergeReport, PlannedFile, Siblings};
 
 const EXAMPLES: &str = "\
-Depth counts from the leaf, which is 1. Merging keeps what the source shows, at every instant: after an
-interruption run the same merge again.
+Depth counts from the leaf, which is 1. What the source shows stays the same at every
+instant; after an interruption run the same merge again.
 
 Examples, for a chain leaf.vhdx - middle.vhdx - base.vhdx:
     vhdkit merge leaf.vhdx --depth 1                  leaf into middle

@@ -27,6 +27,8 @@ const CHUNK: u64 = 16 * MIB;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
+Writing to an image that has children makes them invalid.
+
 Examples:
     vhdkit write disk.vhdx < flat.raw
     vhdkit write disk.vhdx --offset 1M < part
