@@ -625,6 +625,11 @@ fn files_functions_and_argument_lists_are_short() {
 }
 
 #[test]
+fn every_file_says_what_it_owns() {
+    assert_none(&header_violations(&tree()));
+}
+
+#[test]
 fn nothing_is_left_over() {
     assert_none(&leftover_violations(&whole_tree()));
 }
