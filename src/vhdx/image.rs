@@ -266,6 +266,8 @@ impl Parsed {
     }
 
     fn into_image(self, access: Access) -> Vhdx {
+        // Replaying a log in the file was this open's first change of it.
+        let replayed = self.replay.is_some() && access.writes();
         Vhdx {
             pages: Pages::new(Arc::clone(&self.view), CACHED_PAGES),
             storage: self.view,
@@ -277,7 +279,7 @@ impl Parsed {
             geometry: self.geometry,
             creator: self.creator,
             log_was_dirty: self.replay.is_some(),
-            writer: Writer::default(),
+            writer: Writer::new(replayed),
         }
     }
 }

@@ -35,6 +35,13 @@ pub(super) struct Writer {
     pub(super) tickets: u64,
 }
 
+impl Writer {
+    /// Nothing changed yet, but perhaps the FileWriteGuid, while the log was replayed.
+    pub(super) fn new(file_id_is_fresh: bool) -> Self {
+        Self { file_id_is_fresh, ..Self::default() }
+    }
+}
+
 /// Whether a guest can see a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -215,13 +222,18 @@ impl Vhdx {
         }
         let len = self.file_len()?;
         let file_end = round_up(len, MIB).unwrap_or(len);
-        let mut space = Space::new(len);
+        let mut space = Space::new(len)?;
         for region in self.regions.all() {
             space.claim(&region.range(), Structure::VhdxRegionTable)?;
         }
         let header = self.headers.current();
         if header.log_is_placed() {
             let end = header.log_offset.saturating_add(u64::from(header.log_length));
+            if end > file_end {
+                let found = format!("an end at {end:#x}");
+                let problem = Problem::new(Structure::VhdxLog, Fault::Range, found, format!("up to {file_end:#x}"));
+                return Err(Error::corrupt(problem.at(FileOffset(header.log_offset))));
+            }
             space.claim(&(header.log_offset..end), Structure::VhdxLog)?;
         }
         let differencing = self.geometry.differencing;

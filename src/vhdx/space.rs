@@ -4,6 +4,7 @@
 //!
 //! The table of units is one bit per MiB: 8 MiB of memory for a file of 64 TiB.
 
+use super::log::MAX_FILE_LENGTH;
 use crate::error::{Error, Result};
 use crate::problem::{Fault, Problem, Structure};
 use crate::units::{FileOffset, MIB};
@@ -32,13 +33,17 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// All of a file of `len` bytes free but the header area and an unaligned tail.
-    pub(crate) fn new(len: u64) -> Self {
+    /// All of a file of `len` bytes free but the header area. An unaligned tail counts as part of the file.
+    ///
+    /// # Errors
+    /// `Corrupt` when the file is longer than the largest disk can need.
+    pub(crate) fn new(len: u64) -> Result<Self> {
+        within_limit(len, Structure::File)?;
         let units = len.div_ceil(MIB).max(1);
         let mut space = Self { words: Vec::new(), units: 0, hint: 0, no_run_of: u64::MAX };
         space.grow(units);
         space.set(0..1, true);
-        space
+        Ok(space)
     }
 
     fn grow(&mut self, units: u64) {
@@ -71,8 +76,10 @@ impl Space {
     /// Notes that `what` owns `range`, which starts inside the file or is a region's.
     ///
     /// # Errors
-    /// `Corrupt` when a part of it is already taken: writing to either owner would change the other.
+    /// `Corrupt` when a part of it is already taken (writing to either owner would change the other), or when it ends
+    /// further out than any file.
     pub(crate) fn claim(&mut self, range: &Range<u64>, what: Structure) -> Result<()> {
+        within_limit(range.end, what)?;
         let units = units_of(range);
         self.grow(units.end);
         if let Some(unit) = units.clone().find(|unit| self.is_taken(*unit)) {
@@ -140,6 +147,15 @@ impl Space {
     }
 }
 
+/// The table of units grows with what is claimed; numbers from a file must not make it grow without end.
+fn within_limit(end: u64, what: Structure) -> Result<()> {
+    if end <= MAX_FILE_LENGTH {
+        return Ok(());
+    }
+    let found = format!("an end at {end:#x}");
+    Err(Error::corrupt(Problem::new(what, Fault::Limit, found, format!("up to {MAX_FILE_LENGTH:#x}"))))
+}
+
 const fn bit(unit: u64) -> u64 {
     1 << (unit % 64)
 }
@@ -157,7 +173,7 @@ mod tests {
 
     #[test]
     fn an_object_that_overlaps_another_is_refused() {
-        let mut space = Space::new(8 * MIB);
+        let mut space = Space::new(8 * MIB).unwrap();
         space.claim(&(2 * MIB..4 * MIB), Structure::VhdxBlock).unwrap();
         let error = space.claim(&(3 * MIB..5 * MIB), Structure::VhdxBlock).unwrap_err();
         assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(FileOffset(3 * MIB))));
@@ -165,8 +181,18 @@ mod tests {
     }
 
     #[test]
+    fn numbers_from_a_file_do_not_eat_memory() {
+        assert_eq!(Space::new(1 << 60).unwrap_err().kind(), ErrorKind::Corrupt);
+        let mut space = Space::new(8 * MIB).unwrap();
+        for end in [u64::MAX, 1 << 59] {
+            assert_eq!(space.claim(&(MIB..end), Structure::VhdxLog).unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+        assert_eq!(space.end(), 8 * MIB);
+    }
+
+    #[test]
     fn an_unaligned_end_of_file_is_never_handed_out_as_fresh() {
-        let mut space = Space::new(3 * MIB + 512);
+        let mut space = Space::new(3 * MIB + 512).unwrap();
         space.claim(&(MIB..4 * MIB), Structure::VhdxBlock).unwrap();
         assert_eq!(space.take(MIB), Taken { range: 4 * MIB..5 * MIB, fresh: true });
     }
@@ -176,7 +202,7 @@ mod tests {
         fn what_is_handed_out_is_nobodys_and_holes_are_used_again(
             units in 1u64..300, steps in prop::collection::vec((any::<bool>(), 1u64..70, any::<prop::sample::Index>()), 1..60),
         ) {
-            let mut space = Space::new(units * MIB);
+            let mut space = Space::new(units * MIB).unwrap();
             let mut held: Vec<Range<u64>> = std::iter::once(0..MIB).collect();
             let mut end = units * MIB;
             for (take, count, which) in steps {

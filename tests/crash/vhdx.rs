@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use vhdkit::storage::sim::{CrashState, ExploreOptions, SimDisk, SimFailure, SimFault, SimFile};
-use vhdkit::storage::{Access, MemoryStorage};
+use vhdkit::storage::{Access, MemoryStorage, Storage};
 use vhdkit::vhdx::{Vhdx, VhdxCreate};
 use vhdkit::{
     BlockMap, BlockSink, Content, DiskKind, Findings, GrowAs, Guid, ImageId, NewParent, ParentPaths, Source, Want,
@@ -342,6 +342,53 @@ fn the_table_moves() {
     let mut session = Session::over(&memory, vec![0..2 * MIB, size - MIB..size + MIB, end - MIB..end]);
     session.act(|image| image.set_virtual_size(end, GrowAs::Parent).unwrap());
     session.write(&[data(end - 512, end)], 2);
+    session.explore();
+}
+
+/// Replaying a log is itself cut short, at any point: the log is still there for the next one.
+#[test]
+fn a_crash_while_the_log_is_replayed() {
+    let memory = Arc::new(MemoryStorage::new());
+    let mut image = Vhdx::create(Arc::clone(&memory) as _, &options(DiskKind::Differencing, 3 * MIB)).unwrap();
+    write(&mut image, &[data(0, 512)], 1);
+    let reservation = image.reserve(vec![data(1024, 4096), data(2 * MIB, 3 * MIB)]).unwrap();
+    let stale = memory.as_ref().clone();
+    image.publish(reservation).unwrap();
+    image.set_linkage2(Some(Guid::from_u128(8))).unwrap();
+    // The log of after (at 1 MiB, 1 MiB long) over the pages of before.
+    let mut log = vec![0; MIB as usize];
+    memory.read_exact_at(&mut log, MIB).unwrap();
+    stale.write_all_at(&log, MIB).unwrap();
+    let session = Session::over(&stale, vec![0..3 * MIB]);
+    assert!(session.image.as_ref().unwrap().log_was_dirty());
+    let first = &session.moments[0].shown;
+    assert_eq!(first.linkage2, Some(Guid::from_u128(8)));
+    assert!(first.probes[0][1024..4096] == [0; 3072] && first.probes[0][512] == parent_byte(512));
+    session.explore();
+}
+
+/// A file without a log is given one before its first change.
+#[test]
+fn a_file_without_a_log_gets_one() {
+    let memory = Arc::new(MemoryStorage::new());
+    let mut image = Vhdx::create(Arc::clone(&memory) as _, &options(DiskKind::Dynamic, 2 * MIB)).unwrap();
+    write(&mut image, &[data(0, 512)], 1);
+    image.close().unwrap();
+    for at in [64 << 10, 128 << 10] {
+        let mut header = [0; 4096];
+        memory.read_exact_at(&mut header, at).unwrap();
+        // LogLength and LogOffset, and the checksum.
+        header[68..80].fill(0);
+        header[4..8].fill(0);
+        let checksum = crc32c::crc32c(&header).to_le_bytes();
+        header[4..8].copy_from_slice(&checksum);
+        memory.write_all_at(&header, at).unwrap();
+    }
+    let before = memory.len().unwrap();
+    let mut session = Session::over(&memory, vec![0..2 * MIB]);
+    session.write(&[data(512, 1024), data(MIB, MIB + 512)], 2);
+    session.write(&[data(2048, 4096)], 3);
+    assert!(session.disk.file(FILE).len().unwrap() > before);
     session.explore();
 }
 

@@ -312,6 +312,31 @@ fn a_reading_handle_writes_nothing() {
     assert_eq!(image.set_data_write_guid(Guid::from_u128(1)).unwrap_err().kind(), ErrorKind::ReadOnly);
 }
 
+/// Damage that a reader of other parts never meets must stop a writer before it changes anything.
+#[test]
+fn a_file_whose_parts_overlap_is_not_written_to() {
+    let file = Arc::new(MemoryStorage::new());
+    let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
+    let mut image = create(&storage, 4 * MIB, DiskKind::Dynamic, 512);
+    write(&mut image, vec![data(0..512), data(MIB..MIB + 512)], 1);
+    let (first, second) = (image.bat_offset(0), image.bat_offset(1));
+    let len = storage.len().unwrap();
+    image.close().unwrap();
+    let mut entry = [0; 8];
+    storage.read_exact_at(&mut entry, first).unwrap();
+    // The second block where the first is; over the log; past the end; in a state that is none.
+    for bad in [u64::from_le_bytes(entry), MIB | 6, len | 6, 5, 4 << 20 | 8 | 6] {
+        storage.write_all_at(&bad.to_le_bytes(), second).unwrap();
+        let before = file.to_bytes().unwrap();
+        let mut image = open(&storage, Access::Write);
+        let error = image.reserve(vec![data(3 * MIB..3 * MIB + 512)]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{bad:#x}");
+        assert!(error.offset().is_some() && error.hint().is_some(), "{error:?}");
+        drop(image);
+        assert!(file.to_bytes().unwrap() == before, "{bad:#x}: changed");
+    }
+}
+
 /// The ids change once per open, and only for what they stand for.
 #[test]
 fn ids_change_once_per_open() {
