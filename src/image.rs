@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::link::{DiskKind, GrowAs, ImageId, NewParent, ParentLink};
 use crate::map::{BlockMap, BlockSink};
+use crate::mend::{CheckSummary, RepairKind, Step};
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
 use crate::vhd::Vhd;
@@ -74,9 +75,42 @@ impl Image {
         match Self::probe(&*storage)? {
             Some(Format::Vhdx) => Ok(Self::Vhdx(Box::new(Vhdx::open(storage, access, findings)?))),
             Some(Format::Vhd) => Ok(Self::Vhd(Box::new(Vhd::open(storage, access, findings)?))),
-            Some(Format::Raw) | None => Err(Error::new(ErrorKind::UnknownFormat, "neither a VHD nor a VHDX file")
-                .with_windows_name("ERROR_VHD_FORMAT_UNKNOWN")
-                .with_hint("if this is a raw disk image, say so with -f raw")),
+            Some(Format::Raw) | None => Err(unknown_format()),
+        }
+    }
+
+    /// As [`probe`](Self::probe), but an image too damaged to be opened is recognised as well.
+    fn probe_damaged(storage: &dyn Storage) -> Result<Format> {
+        match Self::probe(storage)? {
+            Some(format) => Ok(format),
+            None if Vhd::probe_damaged(storage)? => Ok(Format::Vhd),
+            None => Err(unknown_format()),
+        }
+    }
+
+    /// Checks the whole image in `storage`, of which nothing is believed or changed: `findings` gets all that opening it
+    /// would find and all that takes reading every map. With `deep` the data is looked at too, where it can contradict
+    /// the maps.
+    ///
+    /// # Errors
+    /// `UnknownFormat`; the problem, when it keeps the image from opening: it is then among the findings as `Fatal`; what
+    /// the storage answers.
+    pub(crate) fn check(storage: Arc<dyn Storage>, deep: bool, findings: &mut Findings) -> Result<CheckSummary> {
+        match Self::probe_damaged(&*storage)? {
+            Format::Vhdx => Vhdx::check(storage, deep, findings),
+            Format::Vhd | Format::Raw => Vhd::check(storage, deep, findings),
+        }
+    }
+
+    /// What a repair of the image in `storage` would write, in order; nothing is written. Safe repairs always, the others
+    /// when `allow` lists them.
+    ///
+    /// # Errors
+    /// `UnknownFormat`; the problem, when the image is damaged beyond what can be repaired; what the storage answers.
+    pub(crate) fn plan_repair(storage: Arc<dyn Storage>, allow: &[RepairKind]) -> Result<Vec<Step>> {
+        match Self::probe_damaged(&*storage)? {
+            Format::Vhdx => Vhdx::plan_repair(storage, allow),
+            Format::Vhd | Format::Raw => Vhd::plan_repair(storage, allow),
         }
     }
 
@@ -219,4 +253,10 @@ impl Image {
             Self::Raw(image) => image.close(),
         }
     }
+}
+
+fn unknown_format() -> Error {
+    Error::new(ErrorKind::UnknownFormat, "neither a VHD nor a VHDX file")
+        .with_windows_name("ERROR_VHD_FORMAT_UNKNOWN")
+        .with_hint("if this is a raw disk image, say so with -f raw")
 }

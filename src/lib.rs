@@ -12,7 +12,7 @@
 //! 6  chain                      who is whose parent; the composed map
 //! 5  image                      enum over formats: probe, open, info
 //! 4  vhd  vhdx  raw  |  copy    formats and the copier are siblings
-//! 3  map  link                  the seam between them
+//! 3  map  link  mend            the seam between them
 //! 2  storage                    bytes at offsets, one barrier, locks, faults
 //! 1  finding watch
 //! 0  error problem units guid bitmap zeros
@@ -27,6 +27,7 @@ mod guid;
 mod image;
 mod link;
 mod map;
+mod mend;
 pub mod ops;
 mod problem;
 mod raw;
@@ -46,6 +47,7 @@ pub use guid::Guid;
 pub use image::{Format, Image};
 pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint};
 pub use map::{BlockMap, BlockSink, Content, Extent, Place, Reservation, Source, Want};
+pub use mend::{CheckSummary, RepairKind};
 pub use problem::{Fault, Problem, Structure};
 pub use raw::Raw;
 pub use watch::{CancelToken, Observer, Progress, Watch};

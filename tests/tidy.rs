@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 8] = [
     &["error", "problem", "units", "guid", "bitmap", "zeros"],
     &["finding", "watch"],
     &["storage"],
-    &["map", "link"],
+    &["map", "link", "mend"],
     &["vhd", "vhdx", "raw", "copy"],
     &["image"],
     &["chain"],

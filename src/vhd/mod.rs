@@ -16,6 +16,7 @@
 //! create     new images
 //! write      reserve and publish
 //! resize     another virtual size        parent   another parent
+//! check      rules over the whole file   repair   what would mend it
 //! ```
 //!
 //! # After a crash
@@ -47,6 +48,7 @@
 
 mod bat;
 mod batmap;
+mod check;
 mod create;
 mod footer;
 mod geometry;
@@ -57,6 +59,7 @@ mod locator;
 mod open;
 mod parent;
 mod raw;
+mod repair;
 mod resize;
 mod space;
 mod store;

@@ -17,6 +17,7 @@
 //! | `session` | first change to clean close: ids, log session, stock of space |
 //! | `space` | which MiB of the file are free |
 //! | `write` | new contents: reserve and publish |
+//! | `check`, `repair` | the rules that take reading every map; what would mend a file |
 //! | `edit`, `resize` | metadata items, the virtual size |
 
 #![deny(
@@ -29,6 +30,7 @@
 )]
 
 mod bat;
+mod check;
 mod create;
 mod edit;
 mod extents;
@@ -39,6 +41,7 @@ mod log;
 mod metadata;
 mod raw;
 mod region;
+mod repair;
 mod resize;
 mod session;
 mod space;

@@ -1,0 +1,157 @@
+//! Checking and repairing, as data: what a whole-file check counted, and what a repair is going to write.
+//!
+//! Owns: the closed list of repairs with their names, and the steps of a plan. Must not know: any format, how a plan is
+//! made, or how it is carried out.
+
+use crate::units::FileOffset;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+/// What a repair mends. The first ones change nothing that a reader of the disk sees and are always part of a plan; those
+/// for which [`is_safe`](Self::is_safe) is false only when they were asked for by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum RepairKind {
+    /// VHD: the footer at the end of the file, from its copy or behind the last block.
+    TailFooter,
+    /// VHD: the footer copy at the start of the file, from the footer.
+    FooterCopy,
+    /// VHD: the C/H/S geometry in the footers, where no reader takes the size from it.
+    Geometry,
+    /// VHD: fields of the footers or of the header that can hold one value only.
+    ReservedFields,
+    /// VHDX: updates that wait in the log.
+    LogReplay,
+    /// VHDX: a bad header, from the good one.
+    Header,
+    /// VHDX: a bad copy of the region table, from the good one.
+    RegionTable,
+    /// VHDX: offsets in block states that must have none.
+    BlockOffsets,
+    /// VHDX: a file length that is not whole MiB.
+    FileLength,
+    /// Space at the end of the file that nothing owns.
+    LeakedSpace,
+    /// Blocks that lie outside of the file, in whole or in part, are given up: they show what lies below, or zeros.
+    UnmapLostBlocks,
+    /// The file is made long enough for the blocks it should hold; what was cut off becomes zeros.
+    ZeroExtend,
+}
+
+impl RepairKind {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::TailFooter,
+        Self::FooterCopy,
+        Self::Geometry,
+        Self::ReservedFields,
+        Self::LogReplay,
+        Self::Header,
+        Self::RegionTable,
+        Self::BlockOffsets,
+        Self::FileLength,
+        Self::LeakedSpace,
+        Self::UnmapLostBlocks,
+        Self::ZeroExtend,
+    ];
+
+    /// Its name on the command line and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TailFooter => "tail-footer",
+            Self::FooterCopy => "footer-copy",
+            Self::Geometry => "geometry",
+            Self::ReservedFields => "reserved-fields",
+            Self::LogReplay => "log-replay",
+            Self::Header => "header",
+            Self::RegionTable => "region-table",
+            Self::BlockOffsets => "block-offsets",
+            Self::FileLength => "file-length",
+            Self::LeakedSpace => "leaked-space",
+            Self::UnmapLostBlocks => "unmap-lost-blocks",
+            Self::ZeroExtend => "zero-extend",
+        }
+    }
+
+    /// Whether it changes nothing a reader of the disk sees.
+    #[must_use]
+    pub const fn is_safe(self) -> bool {
+        !matches!(self, Self::UnmapLostBlocks | Self::ZeroExtend)
+    }
+}
+
+impl fmt::Display for RepairKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for RepairKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let unsafe_kinds: Vec<_> =
+                Self::ALL.iter().filter(|kind| !kind.is_safe()).map(|kind| kind.name()).collect();
+            format!("no such repair; those that must be allowed are {}", unsafe_kinds.join(", "))
+        })
+    }
+}
+
+/// One change of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Edit {
+    /// These bytes go here; the file grows when they reach past its end.
+    Write { at: FileOffset, bytes: Vec<u8> },
+    /// This range of the file becomes zeros; the file grows when it reaches past its end.
+    Zero(Range<u64>),
+    /// The file gets this length; what it gains is zeros.
+    SetLen(u64),
+    /// Everything so far is durable before anything that follows.
+    Sync,
+}
+
+/// One repair: what it is, in words, and the changes that make it, in their order. Every step leaves a file that opens as
+/// well as it did before, wherever it is interrupted, and ends in a [`Edit::Sync`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) kind: RepairKind,
+    /// One clause, lower case, no full stop: "write the footer copy from the footer at the end".
+    pub(crate) what: String,
+    pub(crate) edits: Vec<Edit>,
+    /// The virtual ranges, in bytes, that show other bytes afterwards. Empty for a safe repair.
+    pub(crate) loses: Vec<Range<u64>>,
+}
+
+/// What the check of a whole file counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct CheckSummary {
+    /// The file's length in bytes.
+    pub file_size: u64,
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+    /// Blocks that have a place in the file; 0 where the image has no blocks.
+    pub allocated_blocks: u64,
+    /// Bytes of the file that nothing owns.
+    pub leaked_bytes: u64,
+    /// How many of those lie at the end of the file, where a repair can give them back.
+    pub trailing_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_repair_is_found_by_its_name() {
+        for kind in RepairKind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+        }
+        let message = "everything".parse::<RepairKind>().unwrap_err();
+        assert!(message.contains("unmap-lost-blocks") && !message.contains("geometry"), "{message}");
+    }
+}
