@@ -113,10 +113,11 @@ impl Session {
         prepare(&mut image);
         let whole = 0..image.virtual_size().max(8 * MIB);
         image.close().unwrap();
-        Self::over(&memory, vec![whole])
+        Self::over(&memory, Some(whole))
     }
 
-    fn over(memory: &MemoryStorage, probes: Vec<Range<u64>>) -> Self {
+    fn over(memory: &MemoryStorage, probes: impl IntoIterator<Item = Range<u64>>) -> Self {
+        let probes: Vec<_> = probes.into_iter().collect();
         let disk = SimDisk::new();
         let image = open(&disk.import(FILE, memory).unwrap(), Access::Write).unwrap();
         let moment = Moment { started: 0, durable: 0, shown: shown(&image, &probes).unwrap() };
@@ -339,7 +340,7 @@ fn the_table_moves() {
     write(&mut image, &[data(MIB, MIB + 1024), data(size - 512, size)], 1);
     image.close().unwrap();
     let end = 200 << 30;
-    let mut session = Session::over(&memory, vec![0..2 * MIB, size - MIB..size + MIB, end - MIB..end]);
+    let mut session = Session::over(&memory, [0..2 * MIB, size - MIB..size + MIB, end - MIB..end]);
     session.act(|image| image.set_virtual_size(end, GrowAs::Parent).unwrap());
     session.write(&[data(end - 512, end)], 2);
     session.explore();
@@ -359,7 +360,7 @@ fn a_crash_while_the_log_is_replayed() {
     let mut log = vec![0; MIB as usize];
     memory.read_exact_at(&mut log, MIB).unwrap();
     stale.write_all_at(&log, MIB).unwrap();
-    let session = Session::over(&stale, vec![0..3 * MIB]);
+    let session = Session::over(&stale, Some(0..3 * MIB));
     assert!(session.image.as_ref().unwrap().log_was_dirty());
     let first = &session.moments[0].shown;
     assert_eq!(first.linkage2, Some(Guid::from_u128(8)));
@@ -385,7 +386,7 @@ fn a_file_without_a_log_gets_one() {
         memory.write_all_at(&header, at).unwrap();
     }
     let before = memory.len().unwrap();
-    let mut session = Session::over(&memory, vec![0..2 * MIB]);
+    let mut session = Session::over(&memory, Some(0..2 * MIB));
     session.write(&[data(512, 1024), data(MIB, MIB + 512)], 2);
     session.write(&[data(2048, 4096)], 3);
     assert!(session.disk.file(FILE).len().unwrap() > before);
