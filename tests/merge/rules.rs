@@ -228,3 +228,26 @@ fn a_dry_run_counts_and_writes_nothing() {
         assert_eq!(plan.space_needed, 0, "the base has the block already");
     }
 }
+
+/// Bug this finds: a merge that starts on a disk whose saved machine will wake up to other bytes.
+#[test]
+fn a_disk_with_a_saved_state_is_refused_before_anything_is_planned() {
+    let files = Files::new(Format::Vhd, 3);
+    for index in 0..3 {
+        let path = files.path(index);
+        let clean = fs::read(&path).unwrap();
+        let mut bytes = clean.clone();
+        let tail = bytes.len() - 512;
+        for at in [0, tail] {
+            // VHD 1.0: the flag is byte 84 of the footer, the checksum the complement of the sum of its bytes.
+            bytes[at + 84] = 1;
+            bytes[at + 64..at + 68].fill(0);
+            let sum: u32 = bytes[at..at + 512].iter().map(|&byte| u32::from(byte)).sum();
+            bytes[at + 64..at + 68].copy_from_slice(&(!sum).to_be_bytes());
+        }
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(refused(&files, &MergeOptions::depth(2)), ErrorKind::Refused);
+        assert_eq!(plan_merge(files.leaf(), &MergeOptions::depth(2)).unwrap_err().kind(), ErrorKind::Refused);
+        fs::write(&path, &clean).unwrap();
+    }
+}

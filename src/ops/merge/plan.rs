@@ -5,7 +5,7 @@
 use super::{MergeOptions, Siblings, Span, siblings};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Format;
+use crate::image::{Format, Image};
 use crate::link::DiskKind;
 use crate::ops::transfer::Transfer;
 use crate::units::MIB;
@@ -95,9 +95,22 @@ impl MergePlan {
     }
 }
 
+/// A virtual machine that was saved expects its disk as it left it (VHD 1.0 forbids changes meanwhile).
+fn refuse_saved_states(chain: &Chain, span: Span) -> Result<()> {
+    for layer in chain.layers().get(span.affected()).unwrap_or_default() {
+        if matches!(layer.image(), Image::Vhd(image) if image.saved_state()) {
+            return Err(layer
+                .blame(Error::new(ErrorKind::Refused, "a saved state of a virtual machine depends on this disk"))
+                .with_hint("start that machine and shut it down, or discard its saved state, and merge then"));
+        }
+    }
+    Ok(())
+}
+
 /// The plan for `span` of `chain`.
 pub(super) fn make(chain: &Chain, span: Span, options: &MergeOptions) -> Result<MergePlan> {
     let layers = chain.layers();
+    refuse_saved_states(chain, span)?;
     let describe = |index: usize| PlannedFile {
         depth: index + 1,
         path: layers[index].path().map(PathBuf::from),
