@@ -12,15 +12,20 @@ use crate::problem::{Fault, Problem, Structure};
 ///
 /// # Errors
 /// `ParentMismatch` when the identity is another, `Chain` when the two formats or sector sizes cannot be stacked.
-pub(super) fn check(child: &Layer, parent: &Layer) -> Result<()> {
+pub(crate) fn check(child: &Layer, parent: &Layer) -> Result<()> {
     let Some(link) = child.image().parent_link() else {
         return Err(child.blame(Error::new(ErrorKind::Chain, "not a differencing image: it has no parent")));
     };
-    stackable(child, parent.image(), &parent.name())?;
+    stackable(child, parent)?;
     identity(&link, parent.image(), &parent.name()).map_err(|error| child.blame(error))
 }
 
-fn stackable(child: &Layer, parent: &Image, parent_name: &str) -> Result<()> {
+/// Checks that `child` could be read over `parent`, whoever it is.
+///
+/// # Errors
+/// `Chain` when the two formats or sector sizes cannot be stacked.
+pub(crate) fn stackable(child: &Layer, parent: &Layer) -> Result<()> {
+    let (parent, parent_name) = (parent.image(), parent.name());
     let (above, below) = (child.image().format(), parent.format());
     if above != below && !(above == Format::Vhd && below == Format::Raw) {
         let message = format_args!("a {above} child cannot stand on the {below} parent {parent_name}").to_string();
@@ -60,6 +65,8 @@ pub(super) fn mismatch(link: &ParentLink, found: &str, parent_name: &str) -> Err
         format_args!("{wanted}, the parent this image was made over"),
     );
     Error::from_problem(ErrorKind::ParentMismatch, problem).with_hint(
-        "the parent was changed or replaced after the child was made; give the right file with --parent, or restore it",
+        "the parent was changed or replaced after the child was made: give the right file with --parent, look for it with \
+         --search DIR, or restore it; if you know that this one holds what the child was made over, `vhdkit reparent \
+         --ignore-id-mismatch` takes it",
     )
 }

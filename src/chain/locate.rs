@@ -1,7 +1,9 @@
 //! Finding a parent's file from the paths a child holds.
 //!
-//! Owns: Windows paths on a Unix file system, and which files an image may make us open. Must not know: image formats.
+//! Owns: the order of the places, and which files an image may make us open. Must not know: image formats, how Windows
+//! spells a root (`windows`).
 
+use super::windows::{PathMap, WindowsPath};
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::{HintKind, ParentLink, PathHint};
 use std::ffi::OsStr;
@@ -12,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 pub const MAX_DIRECTORY_ENTRIES: usize = 100_000;
 
 /// The most components of a path taken from an image; Windows allows 32 767 characters in all.
-const MAX_PATH_COMPONENTS: usize = 1024;
+pub(super) const MAX_PATH_COMPONENTS: usize = 1024;
 
 /// Which files an image may make this crate open as its parent. Checked on the real path, symbolic links resolved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,9 +44,15 @@ pub(super) struct Candidates {
     pub(super) missing: Vec<PathBuf>,
 }
 
-/// The files that `link` of the child at `child` may mean.
-pub(super) fn candidates(child: &Path, link: &ParentLink, policy: &ParentPolicy) -> Result<Candidates> {
+/// The files that `link` of the child at `child` may mean: where `maps` lead first, then what `policy` allows.
+pub(super) fn candidates(
+    child: &Path,
+    link: &ParentLink,
+    policy: &ParentPolicy,
+    maps: &[PathMap],
+) -> Result<Candidates> {
     let mut result = Candidates::default();
+    mapped(link, maps, &mut result);
     if *policy == ParentPolicy::Deny || *policy == ParentPolicy::Explicit {
         return Ok(result);
     }
@@ -59,6 +67,29 @@ pub(super) fn candidates(child: &Path, link: &ParentLink, policy: &ParentPolicy)
         }
     }
     Ok(result)
+}
+
+/// Adds the files that `maps` make of the absolute paths in `link`. Whoever gave a map wants files of its directory to be
+/// opened, whatever the policy; a link that leads out of it was not meant.
+fn mapped(link: &ParentLink, maps: &[PathMap], result: &mut Candidates) {
+    let mut maps: Vec<&PathMap> = maps.iter().collect();
+    maps.sort_by_key(|map| std::cmp::Reverse(map.depth()));
+    for path in link.hints.iter().filter_map(|hint| WindowsPath::parse(&hint.path)) {
+        for map in &maps {
+            let Some(parts) = map.apply(&path) else { continue };
+            let Ok(root) = fs::canonicalize(map.to()) else {
+                push_new(&mut result.missing, map.to().to_path_buf());
+                continue;
+            };
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            let path = walk(&root, &parts);
+            match fs::canonicalize(&path) {
+                Ok(real) if real.starts_with(&root) => push_new(&mut result.found, real),
+                Ok(real) => push_new(&mut result.denied, real),
+                Err(_) => push_new(&mut result.missing, path),
+            }
+        }
+    }
 }
 
 /// The real directory a file lies in.
@@ -190,7 +221,7 @@ mod tests {
         let child = root.join("vm/Snap/child.avhdx");
         fs::write(&child, b"").unwrap();
         let up = hint(HintKind::Relative, "..\\base.vhdx");
-        let found = |link: &ParentLink, policy: ParentPolicy| candidates(&child, link, &policy).unwrap();
+        let found = |link: &ParentLink, policy: ParentPolicy| candidates(&child, link, &policy, &[]).unwrap();
         assert_eq!(found(&up, ParentPolicy::Anywhere).found, [root.join("vm/Base.VHDX")]);
         assert_eq!(found(&up, ParentPolicy::Under(root.join("vm"))).found, [root.join("vm/Base.VHDX")]);
         let same = found(&up, ParentPolicy::SameDirectory);
@@ -212,14 +243,14 @@ mod tests {
         std::os::unix::fs::symlink(root.join("secret"), root.join("in/q.vhd")).unwrap();
         let child = root.join("in/c.vhd");
         let absolute = hint(HintKind::Absolute, "C:\\Old\\place\\P.vhd");
-        let found = candidates(&child, &absolute, &ParentPolicy::SameDirectory).unwrap();
+        let found = candidates(&child, &absolute, &ParentPolicy::SameDirectory, &[]).unwrap();
         assert_eq!(found.found, [root.join("in/p.vhd")]);
         let link = hint(HintKind::Name, "q.vhd");
-        let found = candidates(&child, &link, &ParentPolicy::SameDirectory).unwrap();
+        let found = candidates(&child, &link, &ParentPolicy::SameDirectory, &[]).unwrap();
         assert!(found.found.is_empty());
         assert_eq!(found.denied, [root.join("secret")]);
         let unix = hint(HintKind::Absolute, root.join("secret").to_str().unwrap());
-        let found = candidates(&child, &unix, &ParentPolicy::SameDirectory).unwrap();
+        let found = candidates(&child, &unix, &ParentPolicy::SameDirectory, &[]).unwrap();
         assert!(found.found.is_empty() && found.denied.is_empty(), "an absolute path is not even looked at");
     }
 
@@ -229,7 +260,7 @@ mod tests {
         fs::write(root.path().join("A.vhd"), b"").unwrap();
         fs::write(root.path().join("a.VHD"), b"").unwrap();
         let child = root.path().join("c.vhd");
-        let found = candidates(&child, &hint(HintKind::Name, "a.vhd"), &ParentPolicy::SameDirectory).unwrap();
+        let found = candidates(&child, &hint(HintKind::Name, "a.vhd"), &ParentPolicy::SameDirectory, &[]).unwrap();
         assert!(found.found.is_empty());
         assert_eq!(found.missing.len(), 1);
     }

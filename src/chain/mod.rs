@@ -14,12 +14,20 @@ mod link;
 mod locate;
 mod open;
 mod pieces;
+mod scan;
+mod search;
+mod windows;
 
 pub use io::ChainReader;
+pub(crate) use link::{check as check_link, stackable as check_stackable};
 pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
 pub use open::ChainOptions;
 pub use pieces::{Owner, Piece, Pieces};
+pub use scan::{MAX_SEARCH_DEPTH, MAX_SEARCH_ENTRIES};
+pub(crate) use scan::{FoundFile, regular_files};
+pub(crate) use search::open_found;
+pub(crate) use windows::is_windows_path;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
@@ -72,6 +80,27 @@ impl Layer {
     /// The open file, when it was opened by name.
     pub(crate) fn file(&self) -> Option<&FileStorage> {
         self.file.as_deref()
+    }
+
+    /// Opens the image anew for `access`, over the storage it has.
+    pub(crate) fn reopen(&mut self, access: Access) -> Result<()> {
+        let mut findings = Findings::new();
+        let storage = Arc::clone(&self.storage);
+        let image = match &self.image {
+            Image::Raw(_) => Image::open_raw(storage, access),
+            _ => Image::open(storage, access, &mut findings),
+        };
+        self.image = image.map_err(|error| self.blame(error))?;
+        Ok(())
+    }
+
+    /// Ends a writing session cleanly.
+    pub(crate) fn close(self) -> Result<()> {
+        let closed = self.image.close();
+        closed.map_err(|error| match &self.path {
+            Some(path) => error.with_path(path),
+            None => error,
+        })
     }
 
     /// The length of its file in bytes.
@@ -141,6 +170,11 @@ impl Chain {
         open::find_parent(child, options)
     }
 
+    /// The layers from the leaf at `path` down to where the chain breaks, and what it breaks on.
+    pub(crate) fn open_as_far(path: &Path, options: &ChainOptions) -> Result<(Vec<Layer>, Option<Error>)> {
+        open::open_as_far(path, options)
+    }
+
     /// Makes a chain of images that are open already, leaf first. Every link is checked; the last must not need a
     /// parent.
     ///
@@ -187,15 +221,7 @@ impl Chain {
 
     /// Opens layer `index` anew for `access`, over the storage it has.
     pub(crate) fn reopen(&mut self, index: usize, access: Access) -> Result<()> {
-        let layer = self.layer_mut(index)?;
-        let mut findings = Findings::new();
-        let storage = Arc::clone(&layer.storage);
-        let image = match &layer.image {
-            Image::Raw(_) => Image::open_raw(storage, access),
-            _ => Image::open(storage, access, &mut findings),
-        };
-        layer.image = image.map_err(|error| layer.blame(error))?;
-        Ok(())
+        self.layer_mut(index)?.reopen(access)
     }
 
     /// Layer `index`, leaf = 0.
@@ -219,16 +245,7 @@ impl Chain {
     /// # Errors
     /// The first failure, with the file it happened to; the other layers are closed all the same.
     pub fn close(self) -> Result<()> {
-        let mut first = Ok(());
-        for layer in self.layers {
-            let path = layer.path;
-            let closed = layer.image.close().map_err(|error| match &path {
-                Some(path) => error.with_path(path),
-                None => error,
-            });
-            first = first.and(closed);
-        }
-        first
+        self.layers.into_iter().fold(Ok(()), |first, layer| first.and(layer.close()))
     }
 }
 

@@ -1,9 +1,12 @@
 //! Opening a chain by name.
 //!
 //! Owns: the options, the order in which files are opened and locked, and the errors for a parent that is not there.
-//! Must not know: how a path in a file becomes a path here (`locate`), what makes a parent right (`link`).
+//! Must not know: how a path in a file becomes a path here (`locate`), what makes a parent right (`link`), how files are
+//! found by what they are (`search`).
 
 use super::locate::{self, Candidates, ParentPolicy};
+use super::search::{self, Index};
+use super::windows::PathMap;
 use super::{Layer, MAX_LAYERS, link};
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
@@ -18,11 +21,18 @@ use std::sync::Arc;
 /// How [`Chain::open`](super::Chain::open) opens the files of a chain.
 ///
 /// By default: for reading, parents from the child's own directory, each file locked against writers.
+///
+/// A parent is looked for in this order: the file the caller named ([`parent`](Self::parent)), the child's absolute
+/// Windows paths where the caller said they are here ([`map`](Self::map)), its relative path, the same name in its own
+/// directory, and last by identity in the directories the caller named ([`search`](Self::search)). Wherever it is found,
+/// its identity must be the one the child names.
 #[derive(Clone, Debug)]
 pub struct ChainOptions {
     access: Access,
     policy: ParentPolicy,
     parents: Vec<PathBuf>,
+    maps: Vec<PathMap>,
+    search: Vec<PathBuf>,
     raw: bool,
     locked: bool,
     held: Range<usize>,
@@ -34,6 +44,8 @@ impl Default for ChainOptions {
             access: Access::Read,
             policy: ParentPolicy::default(),
             parents: Vec::new(),
+            maps: Vec::new(),
+            search: Vec::new(),
             raw: false,
             locked: true,
             held: 0..0,
@@ -68,6 +80,42 @@ impl ChainOptions {
     pub fn parent(mut self, path: impl Into<PathBuf>) -> Self {
         self.parents.push(path.into());
         self
+    }
+
+    /// Says that the Windows directory `from` is the local directory `to`: `D:\VMs`, `\\server\share` or any directory
+    /// below, `\\?\Volume{...}`; with or without `\\?\`, in any case, whole names only (`D:\VM` is not the start of
+    /// `D:\VMs`). May be said of several; the one that names more of a path is tried first.
+    ///
+    /// A parent found so is opened whatever the policy, as long as its real path lies below `to`.
+    ///
+    /// # Errors
+    /// `InvalidInput` when `from` is not an absolute Windows path.
+    pub fn map(mut self, from: &str, to: impl Into<PathBuf>) -> Result<Self> {
+        self.maps.push(PathMap::new(from, to.into())?);
+        Ok(self)
+    }
+
+    /// Looks for parents by their identity in `directory` and below when their paths lead nowhere; may be said of
+    /// several. Regular files only, symbolic links are not followed, at most
+    /// [`MAX_SEARCH_ENTRIES`](super::MAX_SEARCH_ENTRIES) entries and [`MAX_SEARCH_DEPTH`](super::MAX_SEARCH_DEPTH)
+    /// directories deep. Two files with the identity are an error that names both.
+    ///
+    /// A parent found so is opened whatever the policy.
+    #[must_use]
+    pub fn search(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.search.push(directory.into());
+        self
+    }
+
+    /// What Windows calls the file whose real path is `real`, by the map that names most of it.
+    pub(crate) fn windows_path(&self, real: &Path) -> Option<String> {
+        let spelled = self.maps.iter().filter_map(|map| Some((map.depth(), map.windows_path(real)?)));
+        spelled.max_by_key(|&(depth, _)| depth).map(|(_, path)| path)
+    }
+
+    /// The real paths of the files that the paths in `link`, of the child at `child`, lead to.
+    pub(crate) fn named_by(&self, child: &Path, link: &ParentLink) -> Result<Vec<PathBuf>> {
+        Ok(locate::candidates(child, link, &self.policy, &self.maps)?.found)
     }
 
     /// The leaf is a raw disk image: its bytes are not looked at to tell what it is.
@@ -113,28 +161,38 @@ pub(super) fn open_leaf(path: &Path, options: &ChainOptions) -> Result<Layer> {
 /// The parent of `child`, found under `options`; `None` when it names none.
 pub(super) fn find_parent(child: &Layer, options: &ChainOptions) -> Result<Option<Layer>> {
     let Some(link) = child.image().parent_link() else { return Ok(None) };
-    let mut seen = Vec::new();
-    Search { options, child, link: &link, index: 1, seen: &mut seen }.run().map(Some)
+    Search { options, child, link: &link, index: 1 }.run(&mut Met::default()).map(Some)
 }
 
 /// The layers of the chain whose leaf is at `path`, leaf first, every link checked.
 pub(super) fn open_layers(path: &Path, options: &ChainOptions) -> Result<Vec<Layer>> {
+    match open_as_far(path, options)? {
+        (layers, None) => Ok(layers),
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// The layers from the leaf at `path` down to where the chain breaks, and what it breaks on; none when it is whole.
+pub(super) fn open_as_far(path: &Path, options: &ChainOptions) -> Result<(Vec<Layer>, Option<Error>)> {
     let file = options.open_file(path, 0)?;
-    let mut seen = vec![identity(&file, path)?];
+    let mut met = Met { files: vec![identity(&file, path)?], index: None };
     let mut layers = vec![open_layer(path, file, options.access, options.raw)?];
     while let Some(child) = layers.last()
-        && let Some(parent) = child.image().parent_link()
+        && let Some(link) = child.image().parent_link()
     {
         if layers.len() >= MAX_LAYERS {
-            return Err(child.blame(Error::new(
+            let long = child.blame(Error::new(
                 ErrorKind::Chain,
                 format_args!("the chain has more than {MAX_LAYERS} layers, the most this crate follows"),
-            )));
+            ));
+            return Ok((layers, Some(long)));
         }
-        let layer = Search { options, child, link: &parent, index: layers.len(), seen: &mut seen }.run()?;
-        layers.push(layer);
+        match (Search { options, child, link: &link, index: layers.len() }).run(&mut met) {
+            Ok(layer) => layers.push(layer),
+            Err(error) => return Ok((layers, Some(error))),
+        }
     }
-    Ok(layers)
+    Ok((layers, None))
 }
 
 fn identity(file: &FileStorage, path: &Path) -> Result<FileIdentity> {
@@ -154,6 +212,25 @@ fn open_layer(path: &Path, file: FileStorage, access: Access, raw: bool) -> Resu
     Ok(Layer { image, path: Some(path.to_path_buf()), storage, file: Some(file), findings })
 }
 
+/// What was met on the way down a chain.
+#[derive(Default)]
+struct Met {
+    /// The files that are part of it.
+    files: Vec<FileIdentity>,
+    /// The images of the searched directories, once they were needed.
+    index: Option<Index>,
+}
+
+impl Met {
+    fn index(&mut self, directories: &[PathBuf]) -> Result<&Index> {
+        let index = match self.index.take() {
+            Some(index) => index,
+            None => Index::build(directories)?,
+        };
+        Ok(self.index.insert(index))
+    }
+}
+
 /// The search for one parent.
 struct Search<'a> {
     options: &'a ChainOptions,
@@ -161,14 +238,13 @@ struct Search<'a> {
     link: &'a ParentLink,
     /// The parent's index in the chain.
     index: usize,
-    seen: &'a mut Vec<FileIdentity>,
 }
 
 impl Search<'_> {
-    fn run(&mut self) -> Result<Layer> {
+    fn run(&self, met: &mut Met) -> Result<Layer> {
         let listed = self.index.checked_sub(1).and_then(|position| self.options.parents.get(position));
         if let Some(path) = listed {
-            return self.open(&path.clone());
+            return self.open(path, met);
         }
         if self.link.ids.is_empty() {
             return Err(self.child.blame(
@@ -176,23 +252,42 @@ impl Search<'_> {
                     .with_hint("name it with --parent FILE"),
             ));
         }
-        let path = self.child.path().unwrap_or(Path::new("")).to_path_buf();
-        let candidates = locate::candidates(&path, self.link, &self.options.policy)?;
+        let path = self.child.path().unwrap_or(Path::new(""));
+        let candidates = locate::candidates(path, self.link, &self.options.policy, &self.options.maps)?;
         let mut failure = None;
         for path in &candidates.found {
-            match self.open(path) {
+            match self.open(path, met) {
                 Ok(layer) => return Ok(layer),
                 Err(error) => failure.get_or_insert(error),
             };
         }
-        Err(failure.unwrap_or_else(|| self.not_found(&candidates)))
+        // The right file in its right place that cannot be read now is not to be replaced by a copy of it.
+        let is_elsewhere = |error: &Error| !matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse);
+        if failure.as_ref().is_none_or(is_elsewhere)
+            && let Some(layer) = self.by_identity(met)?
+        {
+            return Ok(layer);
+        }
+        Err(failure.unwrap_or_else(|| self.not_found(&candidates, met)))
+    }
+
+    /// The parent among the images of the searched directories.
+    fn by_identity(&self, met: &mut Met) -> Result<Option<Layer>> {
+        if self.options.search.is_empty() {
+            return Ok(None);
+        }
+        let found = met.index(&self.options.search)?.find(self.link).map_err(|error| self.child.blame(error))?.cloned();
+        let Some(file) = found else { return Ok(None) };
+        let layer = self.open(&file.path, met)?;
+        search::require_same(&layer, &file)?;
+        Ok(Some(layer))
     }
 
     /// Opens the file at `path` as the parent, if it is the right one.
-    fn open(&mut self, path: &Path) -> Result<Layer> {
+    fn open(&self, path: &Path, met: &mut Met) -> Result<Layer> {
         let file = self.options.open_file(path, self.index)?;
         let id = identity(&file, path)?;
-        if self.seen.contains(&id) {
+        if met.files.contains(&id) {
             let problem = Problem::new(
                 Structure::ParentLink,
                 Fault::Duplicate,
@@ -203,11 +298,11 @@ impl Search<'_> {
         }
         let layer = open_layer(path, file, Access::Read, self.link.ids.is_empty())?;
         link::check(self.child, &layer)?;
-        self.seen.push(id);
+        met.files.push(id);
         Ok(layer)
     }
 
-    fn not_found(&self, candidates: &Candidates) -> Error {
+    fn not_found(&self, candidates: &Candidates, met: &Met) -> Error {
         let names: Vec<&str> = self.link.hints.iter().map(|hint| hint.path.as_str()).collect();
         let names = if names.is_empty() { "no path at all".to_owned() } else { names.join(", ") };
         if let Some(denied) = candidates.denied.first() {
@@ -215,16 +310,20 @@ impl Search<'_> {
             return self.child.blame(
                 Error::new(ErrorKind::ParentDenied, message)
                     .with_windows_name("ERROR_VHD_PARENT_VHD_ACCESS_DENIED")
-                    .with_hint("allow it with --parents under=DIR or --parents any, or name it with --parent FILE"),
+                    .with_hint(
+                        "allow it with --parents under=DIR or --parents any, or name it with --parent FILE or --map",
+                    ),
             );
         }
+        let mut places: Vec<String> = candidates.missing.iter().map(|path| path.display().to_string()).collect();
+        if let Some(index) = &met.index {
+            let directories: Vec<String> = self.options.search.iter().map(|dir| dir.display().to_string()).collect();
+            places.push(format!("the identities of {} images below {}", index.count(), directories.join(" and ")));
+        }
         let looked = match self.options.policy {
+            _ if !places.is_empty() => places.join(", "),
             ParentPolicy::Deny | ParentPolicy::Explicit => "nowhere: looking for parents is switched off".to_owned(),
-            _ if candidates.missing.is_empty() => "nowhere on this machine: the paths mean nothing here".to_owned(),
-            _ => {
-                let places: Vec<String> = candidates.missing.iter().map(|path| path.display().to_string()).collect();
-                places.join(", ")
-            }
+            _ => "nowhere on this machine: the paths mean nothing here".to_owned(),
         };
         let problem = Problem::new(
             Structure::ParentLink,
@@ -232,9 +331,10 @@ impl Search<'_> {
             format_args!("no file for the parent it names ({names}); looked at {looked}"),
             "the parent's file",
         );
-        self.child.blame(
-            Error::from_problem(ErrorKind::ParentNotFound, problem)
-                .with_hint("name the parent's file with --parent FILE (repeat it for further parents, nearest first)"),
-        )
+        let error = Error::from_problem(ErrorKind::ParentNotFound, problem);
+        self.child.blame(error.with_hint(
+            "name the parent's file with --parent FILE (repeat it for further parents, nearest first), say where a \
+             Windows directory is now with --map 'D:\\VMs=/dir', or search for it with --search DIR",
+        ))
     }
 }

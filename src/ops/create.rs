@@ -3,7 +3,7 @@
 //! Owns: what a new image needs to know of its parent, and that a file appears whole or not at all.
 //! Must not know: the formats' layouts.
 
-use crate::chain::{Chain, ChainOptions, relative_windows_path};
+use crate::chain::{Chain, ChainOptions, Layer, relative_windows_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image};
 use crate::link::{DiskKind, NewParent, ParentPaths};
@@ -127,7 +127,7 @@ pub(super) fn make(
     let size = options.size.or_else(|| parent.map(Chain::virtual_size)).ok_or_else(|| {
         Error::new(ErrorKind::InvalidInput, "a new disk needs a size").with_hint("give it with --size, e.g. --size 10G")
     })?;
-    let link = parent.map(|parent| new_parent(path, parent)).transpose()?;
+    let link = parent.map(|parent| new_parent(path, parent.leaf())).transpose()?;
     let block_size = options.block_size.or_else(|| parent.and_then(|parent| parent.leaf().image().block_size()));
     match options.format {
         Format::Vhd => {
@@ -220,13 +220,12 @@ fn sectors(mut create: VhdxCreate, options: &CreateOptions, parent: Option<&Chai
 }
 
 /// What a child at `path` has to know of `parent`.
-pub(super) fn new_parent(path: &Path, parent: &Chain) -> Result<NewParent> {
-    let leaf = parent.leaf();
-    let id = leaf.image().id().ok_or_else(|| {
-        leaf.blame(Error::new(ErrorKind::Unsupported, "a raw image has no identity a child could name"))
+pub(super) fn new_parent(path: &Path, parent: &Layer) -> Result<NewParent> {
+    let id = parent.image().id().ok_or_else(|| {
+        parent.blame(Error::new(ErrorKind::Unsupported, "a raw image has no identity a child could name"))
     })?;
-    let relative = leaf.path().map(|file| relative_windows_path(path, file)).transpose()?;
-    Ok(NewParent { id, paths: ParentPaths { relative, absolute: None }, timestamp: leaf.path().map_or(0, modified) })
+    let relative = parent.path().map(|file| relative_windows_path(path, file)).transpose()?;
+    Ok(NewParent { id, paths: ParentPaths { relative, absolute: None }, timestamp: parent.path().map_or(0, modified) })
 }
 
 /// When the file was changed last, as VHD tells time; 0 when that cannot be said.

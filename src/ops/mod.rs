@@ -10,6 +10,7 @@ mod job;
 mod merge;
 #[cfg(feature = "serde")]
 mod paths;
+mod reparent;
 mod transfer;
 
 pub use convert::{ConvertOptions, ConvertReport, convert, write_raw};
@@ -19,3 +20,4 @@ pub use job::{Cancel, Job, JobState, Wait};
 pub use merge::{
     CheckpointStore, MergeOptions, MergePlan, MergeReport, PlannedFile, Siblings, merge, merge_chain, plan_merge,
 };
+pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};

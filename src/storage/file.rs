@@ -36,6 +36,14 @@ pub struct FileIdentity {
     inode: u64,
 }
 
+impl FileIdentity {
+    /// The file that `metadata` is of.
+    #[must_use]
+    pub fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
 /// A file of the operating system.
 #[derive(Debug)]
 pub struct FileStorage {
@@ -164,8 +172,7 @@ impl FileStorage {
     /// # Errors
     /// What the operating system answers.
     pub fn identity(&self) -> io::Result<FileIdentity> {
-        let metadata = self.file.metadata()?;
-        Ok(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
+        Ok(FileIdentity::of(&self.file.metadata()?))
     }
 
     /// The bytes this process may still allocate on the file's file system.
