@@ -113,6 +113,17 @@ impl ChainOptions {
         spelled.max_by_key(|&(depth, _)| depth).map(|(_, path)| path)
     }
 
+    /// Whether any directory is mapped.
+    pub(crate) fn has_maps(&self) -> bool {
+        !self.maps.is_empty()
+    }
+
+    /// The same without maps.
+    pub(crate) fn without_maps(mut self) -> Self {
+        self.maps.clear();
+        self
+    }
+
     /// The real paths of the files that the paths in `link`, of the child at `child`, lead to.
     pub(crate) fn named_by(&self, child: &Path, link: &ParentLink) -> Result<Vec<PathBuf>> {
         Ok(locate::candidates(child, link, &self.policy, &self.maps)?.found)

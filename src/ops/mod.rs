@@ -5,6 +5,7 @@
 
 mod convert;
 mod create;
+mod forest;
 mod info;
 mod job;
 mod merge;
@@ -15,6 +16,9 @@ mod transfer;
 
 pub use convert::{ConvertOptions, ConvertReport, convert, write_raw};
 pub use create::{CreateOptions, create};
+pub use forest::{
+    BrokenFile, Duplicate, Forest, ForestImage, ForestParent, Help, LinkState, MAX_FOREST_IMAGES, forest,
+};
 pub use info::{ChainLink, Info, LogState, ParentInfo, info};
 pub use job::{Cancel, Job, JobState, Wait};
 pub use merge::{
