@@ -24,8 +24,8 @@ pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
 pub use open::ChainOptions;
 pub use pieces::{Owner, Piece, Pieces};
-pub use scan::{MAX_SEARCH_DEPTH, MAX_SEARCH_ENTRIES};
 pub(crate) use scan::{FoundFile, regular_files};
+pub use scan::{MAX_SEARCH_DEPTH, MAX_SEARCH_ENTRIES};
 pub(crate) use search::open_found;
 pub(crate) use windows::is_windows_path;
 

@@ -2,9 +2,9 @@
 //!
 //! Owns: the identities of the images in the directories a caller named. Must not know: paths that children hold.
 
+use super::Layer;
 use super::open::{self, ChainOptions};
 use super::scan::{self, FoundFile};
-use super::Layer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::{ImageId, ParentLink};
 use std::collections::HashMap;

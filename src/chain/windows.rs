@@ -115,8 +115,9 @@ impl PathMap {
     /// `InvalidInput` when `from` is not an absolute Windows path.
     pub(super) fn new(from: &str, to: PathBuf) -> Result<Self> {
         let from = WindowsPath::parse(from).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, format_args!("{from:?} is not an absolute Windows path"))
-                .with_hint("give a drive, a share or a directory of one: D:\\VMs, \\\\server\\share, \\\\?\\Volume{...}")
+            Error::new(ErrorKind::InvalidInput, format_args!("{from:?} is not an absolute Windows path")).with_hint(
+                "give a drive, a share or a directory of one: D:\\VMs, \\\\server\\share, \\\\?\\Volume{...}",
+            )
         })?;
         Ok(Self { from, to })
     }
@@ -168,7 +169,9 @@ mod tests {
         assert_eq!(parts("\\\\?\\Volume{12-34}\\a").unwrap(), ["\\\\?\\Volume{12-34}", "a"]);
         assert_eq!(parts("/vms/a.vhd").unwrap(), ["\\", "vms", "a.vhd"]);
         assert_eq!(parts("C:").unwrap(), ["C:"]);
-        for no_root in ["", ".\\a", "a.vhdx", "..\\a", "C:a", "1:\\a", "CD:\\a", "\\\\", "\\\\?\\", "\\\\?\\GLOBALROOT\\a"] {
+        for no_root in
+            ["", ".\\a", "a.vhdx", "..\\a", "C:a", "1:\\a", "CD:\\a", "\\\\", "\\\\?\\", "\\\\?\\GLOBALROOT\\a"]
+        {
             assert_eq!(parts(no_root), None, "{no_root}");
         }
         assert_eq!(parts(&"\\a".repeat(MAX_PATH_COMPONENTS)), None);
@@ -185,7 +188,8 @@ mod tests {
     #[test]
     fn a_prefix_ends_where_a_part_ends() {
         let map = |from: &str| PathMap::new(from, "/srv".into()).unwrap();
-        let apply = |from: &str, path: &str| map(from).apply(&WindowsPath::parse(path).unwrap()).map(<[String]>::to_vec);
+        let apply =
+            |from: &str, path: &str| map(from).apply(&WindowsPath::parse(path).unwrap()).map(<[String]>::to_vec);
         let tail = Some(vec!["a".to_owned(), "B.vhdx".to_owned()]);
         assert_eq!(apply("D:\\VMs", "d:\\vms\\a\\B.vhdx"), tail);
         assert_eq!(apply("D:\\VMs\\", "\\\\?\\D:\\VMS\\a\\B.vhdx"), tail);

@@ -4,7 +4,12 @@
 //! is done. Must not know: any report.
 
 use serde::Serializer;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// For a path.
+pub(super) fn path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
 
 /// For a path that may be missing.
 pub(super) fn one<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {

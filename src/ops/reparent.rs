@@ -81,8 +81,10 @@ impl ReparentOptions {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ReparentReport {
     /// The child.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::path"))]
     pub child: PathBuf,
     /// Its parent now.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::path"))]
     pub parent: PathBuf,
     /// The identities it accepted before.
     pub old_ids: Vec<ImageId>,
@@ -238,12 +240,7 @@ fn warning(problem: Problem) -> Finding {
 }
 
 /// The absolute path the child is to hold.
-fn absolute(
-    wish: &AbsolutePath,
-    old: &ParentLink,
-    parent: &Path,
-    chain: &ChainOptions,
-) -> Result<Option<String>> {
+fn absolute(wish: &AbsolutePath, old: &ParentLink, parent: &Path, chain: &ChainOptions) -> Result<Option<String>> {
     match wish {
         AbsolutePath::Keep => Ok(kept(old)),
         AbsolutePath::Blank => Ok(None),
@@ -265,9 +262,8 @@ fn absolute(
 
 /// The absolute Windows path that `old` holds, if it holds one: other programs put other paths in its place.
 fn kept(old: &ParentLink) -> Option<String> {
-    let is_kept = |hint: &&PathHint| {
-        is_windows_path(&hint.path) && !hint.path.starts_with('/') && !hint.path.contains('\0')
-    };
+    let is_kept =
+        |hint: &&PathHint| is_windows_path(&hint.path) && !hint.path.starts_with('/') && !hint.path.contains('\0');
     let of = |kind| old.hints.iter().filter(is_kept).find(|hint| hint.kind == kind);
     let hint = of(HintKind::Absolute).or_else(|| of(HintKind::Volume)).or_else(|| of(HintKind::Name));
     hint.map(|hint| hint.path.clone())

@@ -33,6 +33,7 @@ const IMAGE_EXTENSIONS: [&str; 4] = ["vhd", "vhdx", "avhd", "avhdx"];
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Forest {
     /// The directory.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::path"))]
     pub directory: PathBuf,
     /// The images, by path.
     pub images: Vec<ForestImage>,
@@ -41,6 +42,7 @@ pub struct Forest {
     /// Identities that several files have. Their children cannot tell these files apart.
     pub duplicates: Vec<Duplicate>,
     /// Directories that could not be read or lie too deep.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub skipped: Vec<PathBuf>,
 }
 
@@ -49,6 +51,7 @@ pub struct Forest {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ForestImage {
     /// Its file.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::path"))]
     pub path: PathBuf,
     /// Its format.
     pub format: Format,
@@ -64,6 +67,7 @@ pub struct ForestImage {
     /// Its parent, for differencing images.
     pub parent: Option<ForestParent>,
     /// The images that stand on it.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub children: Vec<PathBuf>,
     /// Whether none does.
     pub leaf: bool,
@@ -80,10 +84,13 @@ pub struct ForestParent {
     /// How it stands with the link.
     pub state: LinkState,
     /// The right file.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub path: Option<PathBuf>,
     /// The wrong file that the child's paths lead to.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::one"))]
     pub wrong: Option<PathBuf>,
     /// Where several files have the right identity: all of them.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub candidates: Vec<PathBuf>,
     /// The first path the child holds for it.
     pub named: Option<String>,
@@ -96,6 +103,7 @@ pub struct ForestParent {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct BrokenFile {
     /// The file.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::path"))]
     pub path: PathBuf,
     /// Why it does not open.
     pub error: String,
@@ -110,6 +118,7 @@ pub struct Duplicate {
     /// The identity.
     pub id: String,
     /// The files, by path.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::ops::paths::list"))]
     pub files: Vec<PathBuf>,
 }
 
@@ -127,12 +136,30 @@ impl Forest {
         self.images.get(at)
     }
 
-    /// The images to begin drawing with: those that stand on no other image of the forest, and one of each circle.
+    /// The images to begin drawing with: those that stand on no other image of the forest, and of each circle the first.
     #[must_use]
     pub fn roots(&self) -> Vec<&ForestImage> {
-        let below = |image: &ForestImage| image.parent.as_ref().and_then(|parent| parent.path.clone());
-        let stands = |image: &ForestImage| below(image).is_some_and(|path| self.image(&path).is_some());
-        self.images.iter().filter(|image| !stands(image)).collect()
+        let mut roots = Vec::new();
+        let mut below: HashSet<&Path> = HashSet::new();
+        let stands = |image: &ForestImage| {
+            let parent = image.parent.as_ref().and_then(|parent| parent.path.as_deref());
+            parent.is_some_and(|path| self.image(path).is_some())
+        };
+        let is_circle =
+            |image: &&ForestImage| image.parent.as_ref().is_some_and(|parent| parent.state == LinkState::Circular);
+        let free = self.images.iter().filter(|image| !stands(image));
+        for image in free.chain(self.images.iter().filter(is_circle)) {
+            if below.insert(&image.path) {
+                roots.push(image);
+                let mut open = vec![image];
+                while let Some(image) = open.pop() {
+                    let children = image.children.iter().filter_map(|path| self.image(path));
+                    open.extend(children.filter(|child| below.insert(&child.path)));
+                }
+            }
+        }
+        roots.sort_by(|one, two| one.path.cmp(&two.path));
+        roots
     }
 }
 
@@ -148,8 +175,8 @@ impl Forest {
 /// answer.
 pub fn forest(directory: impl AsRef<Path>, options: &ChainOptions) -> Result<Forest> {
     let directory = directory.as_ref();
-    let root = fs::canonicalize(directory)
-        .map_err(|error| Error::io("search the directory", error).with_path(directory))?;
+    let root =
+        fs::canonicalize(directory).map_err(|error| Error::io("search the directory", error).with_path(directory))?;
     let scan = regular_files(&root)?;
     let mut collected = Collected { root: &root, options, entries: Vec::new(), broken: Vec::new() };
     let mut seen: HashSet<FileIdentity> = HashSet::new();
@@ -256,6 +283,3 @@ fn duplicates(entries: &[Entry]) -> Vec<Duplicate> {
     let several = files.into_iter().filter(|(_, files)| files.len() > 1);
     several.map(|(id, files)| Duplicate { id, files }).collect()
 }
-
-#[cfg(test)]
-mod tests;

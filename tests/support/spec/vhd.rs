@@ -3,7 +3,7 @@
 //! Owns: how a VHD file answers for a run of its disk. Everything is big-endian; a sector is 512 bytes.
 
 use super::Answer;
-use crate::support::bytes::{Bytes, Outcome, be32, be64, id16, length, take, vhd_checksum};
+use crate::support::bytes::{Bytes, Outcome, be16, be32, be64, id16, length, take, utf16le, vhd_checksum};
 
 pub const SECTOR: u64 = 512;
 pub const UNUSED: u32 = u32::MAX;
@@ -18,6 +18,10 @@ pub struct Vhd<'a> {
     pub kind: u32,
     pub id: [u8; 16],
     pub parent_id: [u8; 16],
+    /// The parent's name in the header.
+    pub parent_name: String,
+    /// Platform code and path of each locator in use, in file order; only the codes whose data is UTF-16.
+    pub locators: Vec<([u8; 4], String)>,
     /// The tail footer was lost; the copy at the start was used.
     pub from_head_copy: bool,
     block_size: u64,
@@ -63,8 +67,18 @@ impl<'a> Vhd<'a> {
             return Err(format!("current size {size}"));
         }
         let id = id16(&footer, 68);
-        let mut image =
-            Self { file, size, kind, id, parent_id: [0; 16], from_head_copy, block_size: 0, bat: Vec::new() };
+        let mut image = Self {
+            file,
+            size,
+            kind,
+            id,
+            parent_id: [0; 16],
+            parent_name: String::new(),
+            locators: Vec::new(),
+            from_head_copy,
+            block_size: 0,
+            bat: Vec::new(),
+        };
         match kind {
             FIXED => Ok(image),
             DYNAMIC | DIFFERENCING => {
@@ -92,7 +106,19 @@ impl<'a> Vhd<'a> {
         self.bat = bat.chunks_exact(4).map(|entry| be32(entry, 0)).collect();
         self.block_size = block_size;
         self.parent_id = id16(&header, 40);
+        let name: Vec<u16> = (64..576).step_by(2).map(|at| be16(&header, at)).take_while(|&unit| unit != 0).collect();
+        self.parent_name = String::from_utf16_lossy(&name);
+        for entry in header[576..768].chunks_exact(24).filter(|entry| entry.starts_with(b"W2")) {
+            let data = take(&*self.file, be64(entry, 16), u64::from(be32(entry, 8)))?;
+            let path = utf16le(&data).ok_or("a locator that is no UTF-16")?;
+            self.locators.push(([entry[0], entry[1], entry[2], entry[3]], path));
+        }
         Ok(())
+    }
+
+    /// The path in the locator of this platform code.
+    pub fn locator(&self, platform: &[u8; 4]) -> Option<&str> {
+        self.locators.iter().find(|(code, _)| code == platform).map(|(_, path)| path.as_str())
     }
 
     /// Whether sectors it does not hold are its parent's.
