@@ -245,7 +245,11 @@ impl Chain {
     /// # Errors
     /// The first failure, with the file it happened to; the other layers are closed all the same.
     pub fn close(self) -> Result<()> {
-        self.layers.into_iter().fold(Ok(()), |first, layer| first.and(layer.close()))
+        let mut first = Ok(());
+        for layer in self.layers {
+            first = first.and(layer.close());
+        }
+        first
     }
 }
 

@@ -79,6 +79,8 @@ fn too_many(directory: &Path) -> Error {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+
     use super::*;
     use std::os::unix::fs::symlink;
 

@@ -148,6 +148,8 @@ impl PathMap {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+
     use super::*;
 
     fn parts(text: &str) -> Option<Vec<String>> {
