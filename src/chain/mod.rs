@@ -26,7 +26,8 @@ pub use open::ChainOptions;
 pub use pieces::{Owner, Piece, Pieces};
 pub(crate) use scan::{FoundFile, regular_files};
 pub use scan::{MAX_SEARCH_DEPTH, MAX_SEARCH_ENTRIES};
-pub(crate) use search::open_found;
+pub(crate) use search::{Index, open_found};
+pub use windows::PathMap;
 pub(crate) use windows::is_windows_path;
 
 use crate::error::{Error, ErrorKind, Result};

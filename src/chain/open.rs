@@ -90,9 +90,15 @@ impl ChainOptions {
     ///
     /// # Errors
     /// `InvalidInput` when `from` is not an absolute Windows path.
-    pub fn map(mut self, from: &str, to: impl Into<PathBuf>) -> Result<Self> {
-        self.maps.push(PathMap::new(from, to.into())?);
-        Ok(self)
+    pub fn map(self, from: &str, to: impl Into<PathBuf>) -> Result<Self> {
+        Ok(self.path_map(PathMap::new(from, to)?))
+    }
+
+    /// As [`map`](Self::map), with a map that is made already.
+    #[must_use]
+    pub fn path_map(mut self, map: PathMap) -> Self {
+        self.maps.push(map);
+        self
     }
 
     /// Looks for parents by their identity in `directory` and below when their paths lead nowhere; may be said of
@@ -111,6 +117,11 @@ impl ChainOptions {
     pub(crate) fn windows_path(&self, real: &Path) -> Option<String> {
         let spelled = self.maps.iter().filter_map(|map| Some((map.depth(), map.windows_path(real)?)));
         spelled.max_by_key(|&(depth, _)| depth).map(|(_, path)| path)
+    }
+
+    /// The directories that are searched.
+    pub(crate) fn searched(&self) -> &[PathBuf] {
+        &self.search
     }
 
     /// Whether any directory is mapped.

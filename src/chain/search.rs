@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// The images of the searched directories by identity. Built once per chain, so that a long chain does not read every
 /// file again for each of its links.
 #[derive(Debug)]
-pub(super) struct Index {
+pub(crate) struct Index {
     images: HashMap<ImageId, Vec<FoundFile>>,
     /// How many images there are.
     count: usize,
@@ -24,7 +24,7 @@ impl Index {
     ///
     /// # Errors
     /// Those of [`scan::regular_files`]. A file that is no image, or a broken one, is passed over.
-    pub(super) fn build(directories: &[PathBuf]) -> Result<Self> {
+    pub(crate) fn build(directories: &[PathBuf]) -> Result<Self> {
         let mut index = Self { images: HashMap::new(), count: 0 };
         let mut seen = std::collections::HashSet::new();
         for directory in directories {
@@ -47,14 +47,19 @@ impl Index {
         self.count
     }
 
+    /// The files that are one of `ids`, by path.
+    pub(crate) fn all(&self, ids: &[ImageId]) -> Vec<&FoundFile> {
+        let mut found: Vec<&FoundFile> = ids.iter().filter_map(|id| self.images.get(id)).flatten().collect();
+        found.sort_by(|one, two| one.path.cmp(&two.path));
+        found
+    }
+
     /// The one file that `link` accepts; `None` when there is none.
     ///
     /// # Errors
     /// `Chain` when there are several: which of them is meant only the caller can say.
     pub(super) fn find(&self, link: &ParentLink) -> Result<Option<&FoundFile>> {
-        let mut found: Vec<&FoundFile> = link.ids.iter().filter_map(|id| self.images.get(id)).flatten().collect();
-        found.sort_by(|one, two| one.path.cmp(&two.path));
-        match found.as_slice() {
+        match self.all(&link.ids).as_slice() {
             [] => Ok(None),
             [only] => Ok(Some(only)),
             several => Err(ambiguous(link, several)),

@@ -101,9 +101,9 @@ pub(crate) fn is_windows_path(path: &str) -> bool {
     WindowsPath::parse(path).is_some()
 }
 
-/// Where the files below one Windows directory are on this machine.
+/// Where the files below one Windows directory are on this machine; see [`ChainOptions::map`](super::ChainOptions::map).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PathMap {
+pub struct PathMap {
     from: WindowsPath,
     to: PathBuf,
 }
@@ -113,13 +113,13 @@ impl PathMap {
     ///
     /// # Errors
     /// `InvalidInput` when `from` is not an absolute Windows path.
-    pub(super) fn new(from: &str, to: PathBuf) -> Result<Self> {
+    pub fn new(from: &str, to: impl Into<PathBuf>) -> Result<Self> {
         let from = WindowsPath::parse(from).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format_args!("{from:?} is not an absolute Windows path")).with_hint(
                 "give a drive, a share or a directory of one: D:\\VMs, \\\\server\\share, \\\\?\\Volume{...}",
             )
         })?;
-        Ok(Self { from, to })
+        Ok(Self { from, to: to.into() })
     }
 
     /// The local directory.
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_prefix_ends_where_a_part_ends() {
-        let map = |from: &str| PathMap::new(from, "/srv".into()).unwrap();
+        let map = |from: &str| PathMap::new(from, "/srv").unwrap();
         let apply =
             |from: &str, path: &str| map(from).apply(&WindowsPath::parse(path).unwrap()).map(<[String]>::to_vec);
         let tail = Some(vec!["a".to_owned(), "B.vhdx".to_owned()]);
@@ -212,7 +212,7 @@ mod tests {
             assert_eq!(apply(from, elsewhere), None, "{from} {elsewhere}");
         }
         for relative in ["VMs", "D:VMs", ".\\VMs", ""] {
-            assert_eq!(PathMap::new(relative, "/srv".into()).unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(PathMap::new(relative, "/srv").unwrap_err().kind(), ErrorKind::InvalidInput);
         }
     }
 
@@ -220,15 +220,13 @@ mod tests {
     fn a_map_is_read_backwards_too() {
         let dir = tempfile::tempdir().unwrap();
         let real = std::fs::canonicalize(dir.path()).unwrap();
-        let spelled = |from: &str, file: &str| {
-            PathMap::new(from, dir.path().to_path_buf()).unwrap().windows_path(&real.join(file))
-        };
+        let spelled = |from: &str, file: &str| PathMap::new(from, dir.path()).unwrap().windows_path(&real.join(file));
         assert_eq!(spelled("D:\\VMs", "a/b.vhdx").as_deref(), Some("D:\\VMs\\a\\b.vhdx"));
         assert_eq!(spelled("D:", "b.vhdx").as_deref(), Some("D:\\b.vhdx"));
         assert_eq!(spelled("\\\\?\\UNC\\srv\\share", "b.vhdx").as_deref(), Some("\\\\srv\\share\\b.vhdx"));
         assert_eq!(spelled("\\\\?\\Volume{1}\\x", "b").as_deref(), Some("\\\\?\\Volume{1}\\x\\b"));
-        assert_eq!(PathMap::new("D:", "/no/such".into()).unwrap().windows_path(&real), None);
+        assert_eq!(PathMap::new("D:", "/no/such").unwrap().windows_path(&real), None);
         let sibling = real.with_extension("other").join("b");
-        assert_eq!(PathMap::new("D:", dir.path().into()).unwrap().windows_path(&sibling), None);
+        assert_eq!(PathMap::new("D:", dir.path()).unwrap().windows_path(&sibling), None);
     }
 }

@@ -155,6 +155,15 @@ fn parents_elsewhere_and_mapped_ones_count_as_the_policy_says() {
         let free = forest(&inside, &ChainOptions::new().policy(ParentPolicy::Anywhere)).unwrap();
         assert_eq!((state(&free, &child), parent(&free, &child)), (LinkState::Linked, Some(base.clone())));
         assert!(free.is_sound() && free.roots().len() == 1);
+        let renamed = lab.moved(&base, "out/renamed");
+        let searched = forest(&inside, &ChainOptions::new().search(lab.root.join("out"))).unwrap();
+        assert_eq!((state(&searched, &child), parent(&searched, &child)), (LinkState::Moved, Some(renamed.clone())));
+        fs::copy(&renamed, &base).unwrap();
+        let searched = forest(&inside, &ChainOptions::new().search(lab.root.join("out"))).unwrap();
+        assert_eq!(state(&searched, &child), LinkState::Ambiguous);
+        let candidates = &searched.image(&child).unwrap().parent.as_ref().unwrap().candidates;
+        assert_eq!(candidates, &[base.clone(), renamed.clone()]);
+        fs::remove_file(&renamed).unwrap();
         assert_eq!(command(&free, &child), "", "who else stands on that parent is not known");
         let options = ReparentOptions::new();
         let options = options.absolute(vhdkit::ops::AbsolutePath::Set("D:\\VMs\\sub\\base".to_owned()));

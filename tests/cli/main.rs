@@ -3,6 +3,7 @@
 mod answers;
 mod chains;
 mod merging;
+mod parents;
 mod real_images;
 mod signals;
 #[path = "../support/mod.rs"]

@@ -8,7 +8,7 @@ use std::fs::File;
 fn help_of_every_verb_has_examples() {
     let tool = Tool::new();
     let top = tool.text("--help");
-    for verb in ["info", "create", "read", "write", "convert", "merge"] {
+    for verb in ["info", "create", "read", "write", "convert", "merge", "reparent", "chain"] {
         assert!(top.contains(verb), "{verb} is not in the help");
         let help = tool.text(&format!("{verb} --help"));
         assert!(help.contains("Examples"), "{verb}: {help}");
@@ -46,6 +46,14 @@ fn wrong_arguments_exit_with_2_and_change_nothing() {
         "merge a.vhdx --depth 1 --into a.vhdx",
         "merge a.vhdx --depth 1 --from 1 --to 2",
         "merge a.vhdx --depth 1 --no-lock",
+        "read a.vhdx --search nowhere",
+        "read a.vhdx --map D:\\VMs=nowhere",
+        "read a.vhdx --map VMs=.",
+        "read a.vhdx --map D:\\VMs",
+        "reparent",
+        "reparent a.vhdx --ignore-id-mismatch",
+        "chain",
+        "chain . --parent a.vhdx",
     ] {
         let outcome = tool.run(line);
         assert_eq!(outcome.code, Some(2), "vhdkit {line}: {}", outcome.stderr);

@@ -4,17 +4,19 @@
 //! verb does.
 
 use crate::Session;
+use crate::commands::chain::{self, ChainArgs};
 use crate::commands::convert::{self, ConvertArgs};
 use crate::commands::create::{self, CreateArgs};
 use crate::commands::info::{self, InfoArgs};
 use crate::commands::merge::{self, MergeArgs};
 use crate::commands::read::{self, ReadArgs};
+use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::write::{self, WriteArgs};
 use crate::interrupt::OnSignal;
 use crate::output::{self, Failure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
-use vhdkit::chain::{ChainOptions, ParentPolicy};
+use vhdkit::chain::{ChainOptions, ParentPolicy, PathMap};
 use vhdkit::storage::Access;
 use vhdkit::{Format, Result};
 
@@ -24,7 +26,7 @@ The leaf of a chain is depth 1, its parent depth 2, and so on.
 
 Exit codes:
     0  done
-    1  something was found (kept for verbs that look for something)
+    1  something was found: chain, an image that does not open
     2  wrong arguments
     3  reading or writing failed: no such file, no space, read-only, I/O error
     4  the image is damaged, of no known format, or needs something unsupported
@@ -36,7 +38,9 @@ Examples:
     vhdkit info --chain leaf.vhdx
     vhdkit create --size 10G disk.vhdx
     vhdkit convert leaf.vhdx flat.raw
-    vhdkit merge leaf.vhdx --depth 1 --dry-run";
+    vhdkit merge leaf.vhdx --depth 1 --dry-run
+    vhdkit info --chain leaf.vhdx --map 'D:\\VMs=/srv/vms' --search /backup
+    vhdkit chain /srv/vms";
 
 /// Read, write, create and merge VHD and VHDX virtual disks and their differencing chains.
 #[derive(Debug, Parser)]
@@ -63,6 +67,10 @@ pub(crate) enum Verb {
     Convert(ConvertArgs),
     /// Merge files of a chain into one of their ancestors, in place
     Merge(MergeArgs),
+    /// Point a child at another parent file
+    Reparent(ReparentArgs),
+    /// Draw every image below a directory: who stands on whom, what is missing, what would help
+    Chain(ChainArgs),
 }
 
 impl Verb {
@@ -78,13 +86,16 @@ impl Verb {
             Self::Write(args) => write::run(args, session),
             Self::Convert(args) => convert::run(args, session),
             Self::Merge(args) => merge::run(args, session),
+            Self::Reparent(args) => reparent::run(args, session),
+            Self::Chain(args) => chain::run(args),
         }
     }
 
     /// What SIGINT and SIGTERM do to it.
     pub(crate) fn on_signal(&self) -> OnSignal {
         let state = match self {
-            Self::Info(_) | Self::Read(_) => return OnSignal::Exit,
+            // A link is written whole or not at all, wherever the writing stops.
+            Self::Info(_) | Self::Read(_) | Self::Chain(_) | Self::Reparent(_) => return OnSignal::Exit,
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
             Self::Create(_) | Self::Convert(_) => "the new image was not made; a hidden .partial file may be left",
             Self::Write(_) => "the disk holds part of the input",
@@ -125,10 +136,35 @@ pub(crate) struct ParentArgs {
     /// identity is checked all the same
     #[arg(long = "parent", value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) places: PlaceArgs,
+}
+
+/// Where parents may come from when they are not named.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Parents")]
+pub(crate) struct PlaceArgs {
     /// Which files an image may name as its parent: those in its own directory (same-dir), those below a directory
     /// (under=DIR), any file (any), or only those given with --parent (none)
     #[arg(long = "parents", value_name = "POLICY", default_value = "same-dir", value_parser = policy)]
-    pub(crate) policy: ParentPolicy,
+    policy: ParentPolicy,
+    /// The Windows directory FROM, as images spell it, is DIR here; repeatable. FROM is a drive, a share, or a directory
+    /// of one ('D:\VMs', '\\srv\share'), with or without \\?\, in any case. Files below DIR may then be opened
+    #[arg(long = "map", value_name = "FROM=DIR", value_parser = map)]
+    maps: Vec<PathMap>,
+    /// Search DIR and everything below it, by identity, for parents that no path leads to; repeatable. Files below DIR
+    /// may then be opened
+    #[arg(long = "search", value_name = "DIR", value_parser = directory)]
+    pub(crate) search: Vec<PathBuf>,
+}
+
+impl PlaceArgs {
+    /// How a chain is opened.
+    pub(crate) fn options(&self) -> ChainOptions {
+        let options = ChainOptions::new().policy(self.policy.clone());
+        let options = self.maps.iter().cloned().fold(options, ChainOptions::path_map);
+        self.search.iter().fold(options, ChainOptions::search)
+    }
 }
 
 impl ParentArgs {
@@ -139,9 +175,18 @@ impl ParentArgs {
 
     /// As [`options`](Self::options), the first `used` files being spoken for.
     pub(crate) fn options_after(&self, used: usize) -> ChainOptions {
-        let options = ChainOptions::new().policy(self.policy.clone());
-        self.files.iter().skip(used).fold(options, ChainOptions::parent)
+        self.files.iter().skip(used).fold(self.places.options(), ChainOptions::parent)
     }
+}
+
+/// `FROM=DIR`, cut at the first `=`: a directory here may have one in its name.
+fn map(text: &str) -> Result<PathMap, String> {
+    let (from, to) = text.split_once('=').ok_or("use FROM=DIR, such as 'D:\\VMs=/srv/vms'")?;
+    PathMap::new(from, directory(to)?).map_err(|error| error.to_string())
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    if Path::new(text).is_dir() { Ok(text.into()) } else { Err(format!("{text:?} is not a directory")) }
 }
 
 fn policy(text: &str) -> Result<ParentPolicy, String> {
@@ -149,8 +194,7 @@ fn policy(text: &str) -> Result<ParentPolicy, String> {
         None if text == "same-dir" => Ok(ParentPolicy::SameDirectory),
         None if text == "any" => Ok(ParentPolicy::Anywhere),
         None if text == "none" => Ok(ParentPolicy::Explicit),
-        Some(("under", directory)) if Path::new(directory).is_dir() => Ok(ParentPolicy::Under(directory.into())),
-        Some(("under", directory)) => Err(format!("{directory:?} is not a directory")),
+        Some(("under", name)) => directory(name).map(ParentPolicy::Under),
         _ => Err("use same-dir, under=DIR, any or none".to_owned()),
     }
 }
@@ -255,6 +299,15 @@ mod tests {
         assert!(policy("under=/no/such/directory").is_err());
         assert!(policy("under").is_err());
         assert!(policy("same-dir=x").is_err());
+    }
+
+    #[test]
+    fn maps_are_read() {
+        assert_eq!(map("D:\\VMs=/"), PathMap::new("D:\\VMs", "/").map_err(|error| error.to_string()));
+        assert!(map("\\\\srv\\share=/").is_ok());
+        for wrong in ["", "D:\\VMs", "D:\\VMs=", "D:\\VMs=/no/such/directory", "VMs=/", "=/"] {
+            assert!(map(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ use vhdkit::{Error, ErrorKind};
 /// The exit code of a run that was asked to stop: 128 + SIGINT, as shells say it.
 pub(crate) const CANCELLED: u8 = 130;
 
+/// The exit code of a verb whose answer is "something was found".
+const FOUND: u8 = 1;
+
 /// The exit code of each kind of failure.
 ///
 /// 1 is kept for verbs whose answer is "something was found"; 2 is also what the argument parser exits with.
@@ -41,6 +44,8 @@ pub(crate) enum Failure {
     Error(Error),
     /// The program's own output.
     Output(io::Error),
+    /// The answer was given, and it is that something is wrong.
+    Found,
 }
 
 impl From<Error> for Failure {
@@ -61,6 +66,7 @@ impl Failure {
         let source = match self {
             Self::Output(error) => Some(error),
             Self::Error(error) => error.source().and_then(|source| source.downcast_ref::<io::Error>()),
+            Self::Found => None,
         };
         source.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
@@ -79,10 +85,11 @@ pub(crate) fn report(failure: &Failure) -> ExitCode {
     let (message, hint, code) = match failure {
         Failure::Error(error) => (error.to_string(), error.hint(), exit_code(error.kind())),
         Failure::Output(error) => (format!("cannot write the output: {error}"), None, exit_code(ErrorKind::Io)),
+        Failure::Found => return ExitCode::from(FOUND),
     };
-    let mut text = format!("vhdkit: {message}\n");
+    let mut text = format!("vhdkit: {}\n", shown(&message));
     if let Some(hint) = hint {
-        text.push_str(&format!("hint: {hint}\n"));
+        text.push_str(&format!("hint: {}\n", shown(hint)));
     }
     // A closed standard error leaves only the exit code to speak.
     let _ = io::stderr().write_all(text.as_bytes());
@@ -104,6 +111,12 @@ pub(crate) fn raw_stdout() -> io::Result<File> {
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
     print(&(text + "\n"))
+}
+
+/// One line of text without control characters: what comes from an image, or is the name of a file, must not move the
+/// cursor of a terminal, nor begin a line of its own.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Prints an answer.
@@ -151,6 +164,11 @@ mod tests {
         for (kind, code) in codes {
             assert_eq!(exit_code(kind), code, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn text_of_others_stays_on_its_line() {
+        assert_eq!(shown("a\u{1b}[2J\nb\u{9b}c \u{e4}"), "a\u{fffd}[2J\u{fffd}b\u{fffd}c \u{e4}");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use super::help::Help;
 use super::{ForestImage, ForestParent};
-use crate::chain::{Chain, ChainOptions, FoundFile};
+use crate::chain::{Chain, ChainOptions, FoundFile, Index};
+use crate::error::Result;
 use crate::link::ImageId;
 use crate::storage::FileIdentity;
 use std::collections::HashMap;
@@ -67,7 +68,7 @@ struct Link {
     state: LinkState,
     parent: Option<At>,
     wrong: Option<PathBuf>,
-    candidates: Vec<usize>,
+    candidates: Vec<PathBuf>,
 }
 
 impl Link {
@@ -91,18 +92,26 @@ struct Judge<'a> {
     by_file: HashMap<FileIdentity, usize>,
     broken: &'a [(PathBuf, String)],
     options: ChainOptions,
+    /// The images of the directories that the caller wants searched, when there are any.
+    elsewhere: Option<Index>,
     /// Images outside the directory that were opened: their identity, and whether their chain opens.
     outside: HashMap<PathBuf, Option<(ImageId, bool)>>,
 }
 
 impl<'a> Links<'a> {
-    pub(super) fn new(entries: &'a [Entry], broken: &'a [(PathBuf, String)], options: &ChainOptions) -> Self {
+    /// Judges the links of `entries`; `broken` are the files that do not open.
+    ///
+    /// # Errors
+    /// Those of searching the directories of `options`.
+    pub(super) fn new(entries: &'a [Entry], broken: &'a [(PathBuf, String)], options: &ChainOptions) -> Result<Self> {
+        let searched = options.searched();
         let mut judge = Judge {
             entries,
             by_id: HashMap::new(),
             by_file: entries.iter().enumerate().map(|(at, entry)| (entry.file.identity, at)).collect(),
             broken,
             options: options.clone().locked(false),
+            elsewhere: if searched.is_empty() { None } else { Some(Index::build(searched)?) },
             outside: HashMap::new(),
         };
         for (at, entry) in entries.iter().enumerate() {
@@ -118,7 +127,7 @@ impl<'a> Links<'a> {
                 all.children[parent].push(at);
             }
         }
-        all
+        Ok(all)
     }
 
     /// The image that `at` stands on, when it is one of the forest.
@@ -175,14 +184,8 @@ impl<'a> Links<'a> {
                     At::Inside(parent) => path(*parent),
                     At::Outside(path, _) => path.clone(),
                 });
-                let candidates = link.candidates.iter().map(|&at| path(at)).collect();
-                *parent = ForestParent {
-                    state: link.state,
-                    path: found,
-                    wrong: link.wrong.clone(),
-                    candidates,
-                    ..parent.clone()
-                };
+                (parent.state, parent.path) = (link.state, found);
+                (parent.wrong, parent.candidates) = (link.wrong.clone(), link.candidates.clone());
             }
             image.help = self.help(at, &image, root);
             image
@@ -251,21 +254,41 @@ impl Judge<'_> {
                 link.wrong = Some(hit.clone());
             }
         }
-        match alike.as_slice() {
-            [] if names_itself => link.state = LinkState::Circular,
-            [] => {}
-            [only] => {
-                let found = self.stacked(at, At::Inside(*only));
+        let mut found: Vec<At> = alike.into_iter().map(At::Inside).collect();
+        if found.is_empty() && !names_itself {
+            found = self.searched(wanted);
+        }
+        match (found.len(), found.pop()) {
+            (1, Some(only)) => {
+                let found = self.stacked(at, only);
                 let misled = if link.wrong.is_some() { LinkState::WrongPath } else { LinkState::Moved };
                 link.state = if found.state == LinkState::Linked { misled } else { found.state };
                 link.parent = found.parent;
             }
-            _ => {
+            (_, Some(last)) => {
                 link.state = LinkState::Ambiguous;
-                link.candidates = alike;
+                link.candidates = found.into_iter().chain([last]).map(|at| self.path(at)).collect();
             }
+            (_, None) if names_itself => link.state = LinkState::Circular,
+            (_, None) => {}
         }
         Some(link)
+    }
+
+    /// The images with one of these identities in the searched directories, those of the forest left out.
+    fn searched(&mut self, wanted: &[ImageId]) -> Vec<At> {
+        let found = self.elsewhere.as_ref().map(|index| index.all(wanted)).unwrap_or_default();
+        let outside = found.into_iter().filter(|file| !self.by_file.contains_key(&file.identity));
+        let paths: Vec<PathBuf> = outside.map(|file| file.path.clone()).collect();
+        let opens = |path: &Path, judge: &mut Self| judge.look(path).is_some_and(|(_, opens)| opens);
+        paths.into_iter().map(|path| At::Outside(path.clone(), opens(&path, self))).collect()
+    }
+
+    fn path(&self, at: At) -> PathBuf {
+        match at {
+            At::Inside(at) => self.entries[at].file.path.clone(),
+            At::Outside(path, _) => path,
+        }
     }
 
     fn stacked(&self, child: usize, parent: At) -> Link {

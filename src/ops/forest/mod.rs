@@ -167,7 +167,7 @@ impl Forest {
 /// what is shown of one that is being written is whatever its writer has got to.
 ///
 /// A child's paths are followed inside `directory`, where `options` map them to, and wherever the policy of `options`
-/// allows.
+/// allows. Parents that are not in `directory` are looked for by identity in the directories that `options` name.
 ///
 /// # Errors
 /// `InvalidInput` when there are more than [`MAX_SEARCH_ENTRIES`](crate::chain::MAX_SEARCH_ENTRIES) entries or
@@ -185,7 +185,7 @@ pub fn forest(directory: impl AsRef<Path>, options: &ChainOptions) -> Result<For
     }
     let Collected { entries, broken, .. } = collected;
     let duplicates = duplicates(&entries);
-    let links = Links::new(&entries, &broken, options);
+    let links = Links::new(&entries, &broken, options)?;
     let images = links.into_images(&root);
     let broken = broken.into_iter().map(|(path, error)| BrokenFile { help: Some(Help::broken(&path)), path, error });
     Ok(Forest { images, broken: broken.collect(), duplicates, skipped: scan.skipped, directory: root })

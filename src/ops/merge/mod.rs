@@ -116,7 +116,7 @@ impl MergeOptions {
         self
     }
 
-    /// A further directory to look for siblings in; the directories of the chain's files always are.
+    /// A further directory to look for siblings in, and below it; the directories of the chain's files always are.
     #[must_use]
     pub fn search(mut self, directory: impl Into<PathBuf>) -> Self {
         self.search.push(directory.into());

@@ -3,7 +3,7 @@
 //! Owns: where they are looked for and what makes one. Must not know: what is done about them.
 
 use super::{MergeOptions, Span};
-use crate::chain::{Chain, ChainOptions};
+use crate::chain::{Chain, ChainOptions, regular_files};
 use crate::error::Result;
 use crate::link::ImageId;
 use std::collections::BTreeSet;
@@ -22,25 +22,19 @@ pub(super) fn find(chain: &Chain, span: Span, options: &MergeOptions) -> Result<
     // The source itself goes on showing what it showed, so its children are safe unless it is deleted.
     let first = if options.delete { span.source } else { span.source + 1 };
     let ids: Vec<ImageId> = layers[first..=span.target].iter().filter_map(|layer| layer.image().id()).collect();
-    let mut directories: BTreeSet<PathBuf> =
-        own.iter().filter_map(|path| path.parent().map(Path::to_path_buf)).collect();
+    let beside: BTreeSet<&Path> = own.iter().filter_map(|path| path.parent()).collect();
+    let mut files: BTreeSet<PathBuf> = beside.into_iter().flat_map(files_in).collect();
     for directory in &options.search {
-        directories.insert(
-            fs::canonicalize(directory)
-                .map_err(|error| crate::error::Error::io("search for other children", error).with_path(directory))?,
-        );
+        files.extend(regular_files(directory)?.files.into_iter().map(|file| file.path));
     }
-    let mut found = BTreeSet::new();
-    for directory in directories {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        for entry in entries.take(MAX_FILES).flatten() {
-            let path = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) && !own.contains(&path) && stands_on(&path, &ids) {
-                found.insert(path);
-            }
-        }
-    }
-    Ok(found.into_iter().collect())
+    Ok(files.into_iter().filter(|path| !own.contains(path) && stands_on(path, &ids)).collect())
+}
+
+/// The regular files of `directory` itself; none when it cannot be read.
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let regular = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    entries.take(MAX_FILES).flatten().filter(regular).map(|entry| entry.path()).collect()
 }
 
 fn stands_on(path: &Path, ids: &[ImageId]) -> bool {

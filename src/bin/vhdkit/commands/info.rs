@@ -142,7 +142,7 @@ pub(crate) struct Fields(Vec<(&'static str, String)>);
 
 impl Fields {
     pub(crate) fn add(&mut self, name: &'static str, value: impl Display) {
-        self.0.push((name, value.to_string()));
+        self.0.push((name, output::shown(&value.to_string())));
     }
 
     pub(crate) fn add_some(&mut self, name: &'static str, value: Option<impl Display>) {

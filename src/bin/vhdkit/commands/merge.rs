@@ -48,12 +48,10 @@ pub(crate) struct MergeArgs {
     /// Delete the merged files once everything is durable
     #[arg(long)]
     delete: bool,
-    /// What to do about other images that stand on a file that changes
+    /// What to do about other images that stand on a file that changes. They are looked for beside the files of the chain
+    /// and in --search DIR
     #[arg(long, value_name = "HOW", value_enum, default_value = "refuse")]
     siblings: OnSiblings,
-    /// Look for such images in this directory too, besides those of the chain; repeatable
-    #[arg(long, value_name = "DIR")]
-    search: Vec<PathBuf>,
     /// Show what would be done and change nothing; ends as the merge would if that would not start
     #[arg(long)]
     dry_run: bool,
@@ -111,7 +109,7 @@ impl MergeArgs {
             .jobs(self.jobs)
             .scan_zeros(!self.no_zero_scan)
             .chain(self.parents.options().locked(!self.no_lock));
-        Ok(self.search.iter().fold(options, MergeOptions::search))
+        Ok(self.parents.places.search.iter().fold(options, MergeOptions::search))
     }
 }
 
