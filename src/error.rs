@@ -25,7 +25,8 @@ pub enum ErrorKind {
     NotFound,
     /// The file is held by another process, or by another handle of this one.
     InUse,
-    /// A write through a handle that was opened for reading, or that an earlier failure closed for writing.
+    /// A write through a handle that was opened for reading or that an earlier failure closed for writing, or to a file
+    /// system that takes none.
     ReadOnly,
     /// An argument that cannot be meant: outside the disk, unaligned, contradictory.
     InvalidInput,
@@ -92,6 +93,7 @@ impl Error {
                 ErrorKind::NoSpace
             }
             io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
             io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy => ErrorKind::InUse,
             _ => ErrorKind::Io,
         };

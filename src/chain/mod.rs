@@ -83,6 +83,11 @@ impl Layer {
         self.file.as_deref()
     }
 
+    /// The same, for who wants to hold its lock longer than the chain does.
+    pub(crate) fn held_file(&self) -> Option<Arc<FileStorage>> {
+        self.file.clone()
+    }
+
     /// Opens the image anew for `access`, over the storage it has.
     pub(crate) fn reopen(&mut self, access: Access) -> Result<()> {
         let mut findings = Findings::new();

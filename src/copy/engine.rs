@@ -9,6 +9,7 @@ use crate::units::{FileOffset, KIB, MIB};
 use crate::zeros;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// The most bytes one worker holds.
 pub(crate) const CHUNK: u64 = MIB;
@@ -63,27 +64,25 @@ impl Copier {
     pub(crate) fn run(&self, work: Work<'_>, meter: &Meter<'_>) -> Result<()> {
         let Work { target, moves, zeros, target_is_zero } = work;
         let tasks = tasks(&moves);
-        self.pool.install(|| {
-            zeros.par_iter().try_for_each(|range| {
-                meter.check()?;
-                let done = target.zero_range(range.clone());
-                done.map_err(|error| Error::io("write zeros", error).with_offset(FileOffset(range.start)))?;
-                meter.add_zeroed(range.end - range.start);
-                Ok(())
-            })?;
+        let cause = Cause::default();
+        let done = self.pool.install(|| {
+            zeros.par_iter().try_for_each(|range| cause.of(|| zero(target, range, meter)))?;
             tasks.par_iter().try_for_each_init(Vec::new, |buffer, task| {
                 task.iter().try_for_each(|one| {
-                    meter.check()?;
-                    if !target_is_zero && offload(one, target)? {
-                        meter.add_offloaded(one.len);
-                    } else {
-                        copy(one, target, target_is_zero, buffer)?;
-                        meter.add_moved(one.len);
-                    }
-                    Ok(())
+                    cause.of(|| {
+                        meter.check()?;
+                        if !target_is_zero && offload(one, target)? {
+                            meter.add_offloaded(one.len);
+                        } else {
+                            copy(one, target, target_is_zero, buffer)?;
+                            meter.add_moved(one.len);
+                        }
+                        Ok(())
+                    })
                 })
             })
-        })
+        });
+        done.map_err(|Stopped| cause.into_error())
     }
 
     /// Which of `runs` (storage, offset, length) hold nothing but zeros; stops reading a run at its first other byte.
@@ -97,6 +96,39 @@ impl Copier {
                 .collect()
         })
     }
+}
+
+/// A worker that met a failure; which one is with the [`Cause`].
+struct Stopped;
+
+/// Why the workers stopped. The first failed write closes the target for writing, so of several failures one that is
+/// not about a closed target is the one to tell of, whichever worker it came from.
+#[derive(Default)]
+struct Cause(Mutex<Option<Error>>);
+
+impl Cause {
+    fn of(&self, step: impl FnOnce() -> Result<()>) -> Result<(), Stopped> {
+        step().map_err(|error| {
+            let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.as_ref().is_none_or(|told| told.kind() == ErrorKind::ReadOnly) {
+                *told = Some(error);
+            }
+            Stopped
+        })
+    }
+
+    fn into_error(self) -> Error {
+        let told = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        told.unwrap_or_else(|| Error::new(ErrorKind::Io, "a worker stopped without a reason"))
+    }
+}
+
+fn zero(target: &dyn Storage, range: &Range<u64>, meter: &Meter<'_>) -> Result<()> {
+    meter.check()?;
+    let done = target.zero_range(range.clone());
+    done.map_err(|error| Error::io("write zeros", error).with_offset(FileOffset(range.start)))?;
+    meter.add_zeroed(range.end - range.start);
+    Ok(())
 }
 
 impl Copier {
@@ -231,6 +263,20 @@ mod tests {
     use super::*;
     use crate::storage::MemoryStorage;
     use crate::watch::{CancelToken, Watch};
+
+    #[test]
+    fn a_write_refused_because_another_failed_is_not_the_reason() {
+        let fail = |kind| move || Err(Error::new(kind, "of a worker"));
+        let cause = Cause::default();
+        assert!(cause.of(|| Ok(())).is_ok());
+        for kind in [ErrorKind::ReadOnly, ErrorKind::NoSpace, ErrorKind::ReadOnly, ErrorKind::Io] {
+            assert!(cause.of(fail(kind)).is_err());
+        }
+        assert_eq!(cause.into_error().kind(), ErrorKind::NoSpace);
+        let cause = Cause::default();
+        assert!(cause.of(fail(ErrorKind::ReadOnly)).is_err());
+        assert_eq!(cause.into_error().kind(), ErrorKind::ReadOnly);
+    }
 
     fn pattern(len: usize, seed: u8) -> Vec<u8> {
         (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()

@@ -5,6 +5,7 @@
 use super::file::{already_there, require_regular};
 use super::{Access, FileStorage, Lock, Storage, offload};
 use crate::error::{Error, ErrorKind, Result};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,37 @@ use std::sync::Arc;
 
 /// The most bytes of the target's name in the temporary one; file systems end names at 255.
 const MAX_NAME: usize = 200;
+/// How many random letters follow it.
+const RANDOM: usize = 12;
+const SUFFIX: &str = ".partial";
+
+/// What temporary names of the target `name` begin with.
+fn prefix(name: &OsStr) -> String {
+    let name = name.to_string_lossy();
+    let kept = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|&end| end <= MAX_NAME).last();
+    format!(".{}.", &name[..kept.unwrap_or(0)])
+}
+
+/// Removes what killed processes left of files that were to become `target`. For callers who know that no other process
+/// is making one. What cannot be removed stays: it is hidden litter.
+pub(crate) fn remove_leftovers(target: &Path) {
+    let (Some(name), Ok(entries)) = (target.file_name(), fs::read_dir(directory_of(target))) else { return };
+    let prefix = prefix(name);
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(SUFFIX));
+        if random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
 
 /// A file under a temporary name beside its target. [`commit`](Self::commit) gives it the target's name; dropped before
 /// that, it is removed. A killed process leaves `.<target>.<random>.partial` behind and the target untouched.
@@ -32,10 +64,8 @@ impl AtomicFile {
         let Some(name) = target.file_name() else {
             return Err(Error::new(ErrorKind::InvalidInput, "this path names no file").with_path(target));
         };
-        let name = name.to_string_lossy();
-        let kept = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|&end| end <= MAX_NAME).last();
         let random = uuid::Uuid::new_v4().simple().to_string();
-        let temporary = target.with_file_name(format!(".{}.{}.partial", &name[..kept.unwrap_or(0)], &random[..12]));
+        let temporary = target.with_file_name(format!("{}{}{SUFFIX}", prefix(name), &random[..RANDOM]));
         let storage = Arc::new(FileStorage::create_new(&temporary).map_err(|error| error.with_path(target))?);
         let file = Self { target: target.to_path_buf(), temporary, storage, committed: false };
         if let Ok(existing) = fs::metadata(target) {
@@ -117,10 +147,7 @@ impl Drop for AtomicFile {
 /// # Errors
 /// `Io`, about the directory.
 pub(crate) fn sync_directory_of(path: &Path) -> Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(path);
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| Error::io("sync the directory", source).with_path(directory))

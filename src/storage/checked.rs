@@ -57,7 +57,8 @@ impl CheckedStorage {
             return Err(read_only());
         }
         if self.is_latched() {
-            return Err(io::Error::other("an earlier write failed, so this file is closed for writing; open it again"));
+            let message = "an earlier write failed, so this file is closed for writing; open it again";
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, message));
         }
         change(&*self.inner).inspect_err(|_| self.latched.store(true, Ordering::Release))
     }

@@ -3,7 +3,7 @@
 //! The checkpoint store is the gate: each save tells the test how far the merge is and waits to be let through, so that
 //! nothing here depends on time.
 
-use crate::lab::{BASE, DISK, FORMATS, LEAF, Lab, MIB, assert_same, pattern, quiet, read, view_of};
+use crate::lab::{BASE, DISK, FORMATS, LEAF, Lab, MIB, pattern, quiet, view_of};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -137,8 +137,7 @@ fn a_suspended_merge_keeps_its_locks_and_goes_on_when_resumed() {
             let held = FileStorage::open(&lab.path(depth), Access::Read, Lock::Shared).map(drop);
             assert_eq!(held.unwrap_err().kind(), ErrorKind::InUse, "depth {depth}");
         }
-        let (bytes, _) = read(&lab.path(LEAF), &ChainOptions::new().locked(false)).unwrap();
-        assert_same(&bytes, view_of(format, LEAF), "the leaf of a suspended merge");
+        lab.assert_shows_unlocked(LEAF, view_of(format, LEAF), "the leaf of a suspended merge");
         job.resume();
         keeper.wait();
         assert_eq!(job.status().0, JobState::Running);

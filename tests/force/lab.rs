@@ -4,6 +4,7 @@
 
 use crate::support;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, RwLock, RwLockReadGuard};
@@ -22,7 +23,7 @@ pub(crate) const DISK: u64 = 40 * MIB;
 
 /// Held for writing while a process is started, for reading while this process holds locks on images: between its fork
 /// and its exec a new process holds every lock that this one held at that moment.
-static FORKING: RwLock<()> = RwLock::new(());
+pub(crate) static FORKING: RwLock<()> = RwLock::new(());
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
@@ -68,8 +69,11 @@ pub(crate) fn pattern(offset: u64, len: u64, seed: u8) -> Vec<u8> {
     (offset..offset + len).map(one).collect()
 }
 
-/// What each file is given: runs, and sectors all over the place. A seed of 0 means zeros.
-fn edits(depth: usize) -> Vec<(u64, u64, u8)> {
+/// What a file is given: offsets, lengths and seeds for [`pattern`]; the seed 0 means zeros.
+pub(crate) type Edits = Vec<(u64, u64, u8)>;
+
+/// Runs, and sectors all over the place.
+fn edits(depth: usize) -> Edits {
     match depth {
         BASE => vec![(0, 26 * MIB, 1), (36 * MIB + 100, 9000, 2)],
         MIDDLE => {
@@ -85,13 +89,32 @@ fn edits(depth: usize) -> Vec<(u64, u64, u8)> {
 }
 
 impl Master {
-    fn new(format: Format) -> Self {
-        let lab = Lab { folder: tempfile::tempdir().expect("a folder"), format };
-        let mut view = vec![0; DISK as usize];
-        let views = [BASE, MIDDLE, LEAF].map(|depth| {
+    fn of(format: Format) -> &'static Self {
+        static VHD: OnceLock<Master> = OnceLock::new();
+        static VHDX: OnceLock<Master> = OnceLock::new();
+        let cell = if format == Format::Vhd { &VHD } else { &VHDX };
+        cell.get_or_init(|| {
+            let (lab, views) = Lab::build(tempfile::tempdir().expect("a folder"), format, DISK, edits);
+            Self { lab, views }
+        })
+    }
+}
+
+/// What the file of `depth` shows in a fresh lab.
+pub(crate) fn view_of(format: Format, depth: usize) -> &'static [u8] {
+    &Master::of(format).views[depth - 1]
+}
+
+impl Lab {
+    /// Makes a chain in `folder`, each file with the edits of its depth; answers what the files show.
+    pub(crate) fn build(folder: TempDir, format: Format, size: u64, edits: fn(usize) -> Edits) -> (Self, [Vec<u8>; 3]) {
+        let _quiet = quiet();
+        let lab = Self { folder, format };
+        let mut view = vec![0; size as usize];
+        let [base, middle, leaf] = [BASE, MIDDLE, LEAF].map(|depth| {
             let block = if format == Format::Vhd && depth == BASE { 512 * KIB } else { MIB };
             let options = match depth {
-                BASE => CreateOptions::new(format, DiskKind::Dynamic).size(DISK).block_size(block as u32),
+                BASE => CreateOptions::new(format, DiskKind::Dynamic).size(size).block_size(block as u32),
                 _ => CreateOptions::new(format, DiskKind::Differencing).parent(lab.path(depth + 1)),
             };
             create(lab.path(depth), &options).expect("create");
@@ -110,35 +133,12 @@ impl Master {
             chain.close().expect("close");
             view.clone()
         });
-        let [base, middle, leaf] = views;
-        Self { lab, views: [leaf, middle, base] }
+        (lab, [leaf, middle, base])
     }
 
-    fn of(format: Format) -> &'static Self {
-        static VHD: OnceLock<Master> = OnceLock::new();
-        static VHDX: OnceLock<Master> = OnceLock::new();
-        let cell = if format == Format::Vhd { &VHD } else { &VHDX };
-        cell.get_or_init(|| {
-            let _quiet = quiet();
-            Self::new(format)
-        })
-    }
-}
-
-/// What the file of `depth` shows in a fresh lab.
-pub(crate) fn view_of(format: Format, depth: usize) -> &'static [u8] {
-    &Master::of(format).views[depth - 1]
-}
-
-impl Lab {
     /// A fresh copy of the chain.
     pub(crate) fn new(format: Format) -> Self {
-        Self::inside(tempfile::tempdir().expect("a folder"), format)
-    }
-
-    /// The same in `folder`.
-    pub(crate) fn inside(folder: TempDir, format: Format) -> Self {
-        let lab = Self { folder, format };
+        let lab = Self { folder: tempfile::tempdir().expect("a folder"), format };
         for depth in [BASE, MIDDLE, LEAF] {
             fs::copy(Master::of(format).lab.path(depth), lab.path(depth)).expect("room for a copy");
         }
@@ -169,6 +169,19 @@ impl Lab {
         let name = self.name(depth);
         let (bytes, _) = self.shows(depth).unwrap_or_else(|error| panic!("{name} does not open {when}: {error}"));
         assert_same(&bytes, view, &format!("{name} {when}"));
+    }
+
+    /// As [`assert_shows`](Self::assert_shows), beside a merge that runs.
+    #[track_caller]
+    pub(crate) fn assert_shows_unlocked(&self, depth: usize, view: &[u8], when: &str) {
+        let (bytes, _) = read(&self.path(depth), &ChainOptions::new().locked(false)).expect("it opens");
+        assert_same(&bytes, view, when);
+    }
+
+    /// Every file of the folder and its bytes.
+    pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let paths = fs::read_dir(self.folder.path()).expect("a folder").map(|entry| entry.expect("an entry").path());
+        paths.map(|path| (path.clone(), fs::read(&path).expect("a file"))).collect()
     }
 
     /// Holds the file of `depth` to the rules of its format.

@@ -1,7 +1,13 @@
 //! Interruption by force: the real program and the real library on real files, stopped, killed, starved of space and
 //! started twice.
 
+mod copies;
+mod full;
 mod jobs;
+mod kills;
 mod lab;
+mod locks;
+mod program;
+mod signals;
 #[path = "../support/mod.rs"]
 mod support;

@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use vhdkit::chain::{ChainOptions, ParentPolicy, PathMap};
 use vhdkit::storage::Access;
-use vhdkit::{Format, Result};
+use vhdkit::{ErrorKind, Format, Result};
 
 const AFTER_HELP: &str = "\
 Sizes are bytes, or take a unit: 512, 64K, 10G, 1.5T (powers of 1024).
@@ -82,9 +82,9 @@ impl Verb {
         match self {
             Self::Info(args) => info::run(args),
             Self::Create(args) => create::run(args, session),
-            Self::Read(args) => read::run(args, session),
+            Self::Read(args) => read::run(args, session).map_err(|failure| args.source.explain(failure)),
             Self::Write(args) => write::run(args, session),
-            Self::Convert(args) => convert::run(args, session),
+            Self::Convert(args) => convert::run(args, session).map_err(|failure| args.from.explain(failure)),
             Self::Merge(args) => merge::run(args, session),
             Self::Reparent(args) => reparent::run(args, session),
             Self::Chain(args) => chain::run(args),
@@ -218,6 +218,16 @@ impl SourceArgs {
     /// How the chain is opened.
     pub(crate) fn options(&self) -> ChainOptions {
         self.parents.options().raw(self.raw.is_raw()).locked(!self.no_lock).access(Access::Read)
+    }
+
+    /// `failure`, with the likely reason when files were read that somebody may be writing.
+    fn explain(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Error(error) if self.no_lock && error.kind() != ErrorKind::InvalidInput => Failure::Error(
+                error.with_hint("read without a lock: if a program is writing the chain just now, try once more"),
+            ),
+            other => other,
+        }
     }
 }
 

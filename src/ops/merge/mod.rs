@@ -16,8 +16,9 @@ pub use checkpoint::CheckpointStore;
 pub use plan::{MergePlan, PlannedFile};
 pub use run::{MergeReport, merge_chain};
 
-use crate::chain::{Chain, ChainOptions};
+use crate::chain::{Chain, ChainOptions, Layer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::FileStorage;
 use crate::units::GIB;
 use crate::watch::Watch;
 use std::path::{Path, PathBuf};
@@ -281,6 +282,8 @@ pub fn merge(leaf: impl AsRef<Path>, options: &MergeOptions, watch: &Watch<'_>) 
         .iter()
         .filter_map(|layer| layer.path().map(Path::to_path_buf))
         .collect();
+    // The locks outlive the images: a merge that began before the rest is done would have its files taken away.
+    let _held: Vec<Arc<FileStorage>> = chain.layers().iter().filter_map(Layer::held_file).collect();
     chain.close()?;
     if let Some(store) = store {
         store.clear()?;

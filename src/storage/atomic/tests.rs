@@ -35,6 +35,30 @@ fn dropped_it_leaves_nothing_behind() {
 }
 
 #[test]
+fn leftovers_of_killed_processes_are_removed_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.vhdx");
+    for _ in 0..3 {
+        let file = filled(&target, b"half");
+        // A killed process does not drop.
+        fs::copy(&file.temporary, file.temporary.with_file_name(".disk.vhdx.0123456789ab.partial")).unwrap();
+    }
+    let others = [
+        ".disk.vhd.0123456789ab.partial",
+        ".disk.vhdx.0123456789a.partial",
+        ".disk.vhdx.0123456789ag.partial",
+        ".disk.vhdx.partial",
+        ".disk.vhdx.x.0123456789ab.partial",
+        "disk.vhdx",
+    ];
+    for name in others {
+        fs::write(dir.path().join(name), b"").unwrap();
+    }
+    remove_leftovers(&target);
+    assert_eq!(names(dir.path()), others);
+}
+
+#[test]
 fn replaces_only_when_told_and_only_what_nobody_holds() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("disk.vhdx");

@@ -53,7 +53,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    from: SourceArgs,
+    pub(crate) from: SourceArgs,
 }
 
 impl ConvertArgs {

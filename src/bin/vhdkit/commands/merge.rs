@@ -15,7 +15,9 @@ use vhdkit::ops::{self, MergeOptions, MergePlan, MergeReport, PlannedFile, Sibli
 
 const EXAMPLES: &str = "\
 Depth counts from the leaf, which is 1. What the source shows stays the same at every
-instant; after an interruption run the same merge again.
+instant. After an interruption run the same merge again: it goes on from the note
+.TARGET.vhdkit-merge beside the target if the files are still what they were then,
+and from the beginning otherwise.
 
 Examples, for a chain leaf.vhdx - middle.vhdx - base.vhdx:
     vhdkit merge leaf.vhdx --depth 1                  leaf into middle
@@ -61,6 +63,13 @@ pub(crate) struct MergeArgs {
     /// Copy blocks of zeros instead of leaving them out
     #[arg(long)]
     no_zero_scan: bool,
+    /// Copy everything again instead of going on where an interrupted merge got to
+    #[arg(long)]
+    restart: bool,
+    /// How much is moved between two notes of how far the merge is; an interruption costs at most this much. Less than
+    /// 256M costs speed [default: 1G]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    checkpoint_every: Option<u64>,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -108,7 +117,9 @@ impl MergeArgs {
             .siblings(self.siblings())
             .jobs(self.jobs)
             .scan_zeros(!self.no_zero_scan)
+            .restart(self.restart)
             .chain(self.parents.options().locked(!self.no_lock));
+        let options = self.checkpoint_every.into_iter().fold(options, MergeOptions::checkpoint_every);
         Ok(self.parents.places.search.iter().fold(options, MergeOptions::search))
     }
 }
@@ -161,6 +172,7 @@ fn plan_text(plan: &MergePlan) -> String {
 fn report_text(report: &MergeReport, args: &MergeArgs) -> String {
     let mut fields = Fields::default();
     fields.add("merged into", name(report.target.as_deref()));
+    fields.add_some("went on at", report.resumed_at.map(size::exact));
     fields.add("data copied", size::exact(report.moved));
     fields.add("zeros made", size::exact(report.zeroed));
     fields.add_some("relinked", report.relinked.as_ref().map(|path| path.display()));

@@ -36,7 +36,7 @@ pub(crate) struct ReadArgs {
     #[arg(long, value_parser = size::parse)]
     length: Option<u64>,
     #[command(flatten)]
-    source: SourceArgs,
+    pub(crate) source: SourceArgs,
 }
 
 /// Does it.
