@@ -10,7 +10,7 @@ use vhdkit::Format;
 use vhdkit::chain::ChainOptions;
 
 /// How many running programs are killed in each test.
-const KILLS: usize = 12;
+const KILLS: usize = 10;
 
 /// Kills runs of `command` at random moments until `KILLS` were hit; `check` looks at what each left.
 fn killed(format: Format, salt: u64, command: impl Fn(&Lab) -> Command, mut check: impl FnMut(&Lab, &End)) {

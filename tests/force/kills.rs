@@ -105,7 +105,8 @@ impl Campaign {
             false
         } else {
             let copying = merge.reaches_copying();
-            merge.works_for(self.dice.time_below(self.usual));
+            // What it takes is mostly the start of the program, and a rerun has less to do.
+            merge.works_for(self.dice.time_below(self.usual / 2));
             copying
         };
         let end = merge.kill();
