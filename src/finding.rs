@@ -73,6 +73,13 @@ impl Findings {
         if rule { Ok(()) } else { Err(self.fatal(problem())) }
     }
 
+    /// Takes back that a repair exists for the findings that `which` picks.
+    pub(crate) fn retract_repair(&mut self, which: impl Fn(&Problem) -> bool) {
+        for finding in self.list.iter_mut().filter(|finding| which(&finding.problem)) {
+            finding.repairable = false;
+        }
+    }
+
     fn push(&mut self, finding: Finding) {
         if self.list.len() < MAX_FINDINGS {
             self.list.push(finding);

@@ -78,6 +78,11 @@ impl Layer {
         &mut self.image
     }
 
+    /// The bytes of its file.
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
     /// The open file, when it was opened by name.
     pub(crate) fn file(&self) -> Option<&FileStorage> {
         self.file.as_deref()

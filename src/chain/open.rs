@@ -162,6 +162,11 @@ impl ChainOptions {
         self
     }
 
+    /// Whether files are locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.locked
+    }
+
     fn open_file(&self, path: &Path, index: usize) -> Result<FileStorage> {
         let writes = self.held.contains(&index) || (index == 0 && self.access.writes());
         let access = if writes { Access::Write } else { Access::Read };

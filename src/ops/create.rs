@@ -229,7 +229,7 @@ pub(super) fn new_parent(path: &Path, parent: &Layer) -> Result<NewParent> {
 }
 
 /// When the file was changed last, as VHD tells time; 0 when that cannot be said.
-fn modified(path: &Path) -> u32 {
+pub(super) fn modified(path: &Path) -> u32 {
     let time = std::fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let since = time.duration_since(UNIX_EPOCH + VHD_EPOCH).unwrap_or_default();
     u32::try_from(since.as_secs()).unwrap_or(0)

@@ -3,6 +3,7 @@
 //! Owns: the plans: what to read, where to put it, what to publish, in which order. Must not know: how a format stores
 //! a block (the maps do), how bytes are moved (the copier does), how a person sees it (the program does).
 
+mod check;
 mod convert;
 mod create;
 mod forest;
@@ -11,9 +12,11 @@ mod job;
 mod merge;
 #[cfg(feature = "serde")]
 mod paths;
+mod repair;
 mod reparent;
 mod transfer;
 
+pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
 pub use convert::{ConvertOptions, ConvertReport, convert, write_raw};
 pub use create::{CreateOptions, create};
 pub use forest::{
@@ -24,4 +27,5 @@ pub use job::{Cancel, Job, JobState, Wait};
 pub use merge::{
     CheckpointStore, MergeOptions, MergePlan, MergeReport, PlannedFile, Siblings, merge, merge_chain, plan_merge,
 };
+pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, undo_file, undo_repair};
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};

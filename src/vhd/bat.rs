@@ -76,22 +76,51 @@ impl Bat {
         self.believe(block, u32::from_be_bytes(entry)).map_err(Error::corrupt)
     }
 
-    fn believe(&self, block: u64, entry: u32) -> Result<Option<u64>, Problem> {
+    /// How many blocks the disk has; the table may have more entries.
+    pub(super) fn blocks(&self) -> u64 {
+        self.layout.blocks(self.size)
+    }
+
+    /// Where a block that starts at `start` must end at the earliest: the part of the last one that lies past the end of
+    /// the disk need not be there.
+    pub(super) fn end_of(&self, block: u64, start: u64) -> u64 {
+        let used = self.size.saturating_sub(self.layout.start(block)).min(self.layout.block_size);
+        start.saturating_add(self.layout.bitmap_len).saturating_add(used)
+    }
+
+    /// Why the entry cannot be believed; `None` when it can, or when the block has no place.
+    pub(super) fn fault(&self, block: u64, entry: u32) -> Option<Fault> {
+        if entry == UNALLOCATED {
+            return None;
+        }
+        let start = u64::from(entry).saturating_mul(SECTOR);
+        let end = self.end_of(block, start);
+        if end > self.limit {
+            return Some(Fault::Range);
+        }
+        self.taken.iter().any(|taken| start < taken.end && taken.start < end).then_some(Fault::Overlap)
+    }
+
+    /// Where the bitmap of a block starts by its entry; `None` when the block has no place.
+    ///
+    /// # Errors
+    /// Why the entry cannot be believed.
+    pub(super) fn believe(&self, block: u64, entry: u32) -> Result<Option<u64>, Problem> {
         if entry == UNALLOCATED {
             return Ok(None);
         }
         let start = u64::from(entry).saturating_mul(SECTOR);
-        let used = self.size.saturating_sub(self.layout.start(block)).min(self.layout.block_size);
-        let end = start.saturating_add(self.layout.bitmap_len).saturating_add(used);
+        let end = self.end_of(block, start);
         let problem = |structure, fault, allowed: String| {
             let found = format!("block {block} in sector {entry:#x}, file offset {start:#x} to {end:#x}");
             Problem::new(structure, fault, found, allowed).at(FileOffset(self.entry_at(block)))
         };
-        if end > self.limit {
+        let fault = self.fault(block, entry);
+        if fault == Some(Fault::Range) {
             let allowed = format!("a block that ends by {:#x}, where the data area ends", self.limit);
             return Err(problem(Structure::VhdBat, Fault::Range, allowed));
         }
-        if self.taken.iter().any(|taken| start < taken.end && taken.start < end) {
+        if fault.is_some() {
             let allowed = "a block clear of the footer copy, the header and the table".to_owned();
             return Err(problem(Structure::VhdBat, Fault::Overlap, allowed));
         }

@@ -11,7 +11,7 @@ use super::store::Store;
 use crate::bitmap::{self, BitOrder};
 use crate::error::Result;
 use crate::finding::{Findings, Severity};
-use crate::problem::{Fault, Structure};
+use crate::problem::{Fault, Problem, Structure};
 use crate::units::SECTOR;
 use std::mem::offset_of;
 use std::ops::Range;
@@ -19,12 +19,17 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// The newest version of the map that is known (1.2).
 const MAX_VERSION: u32 = 0x0001_0002;
+/// The last version that summed the map's bytes as signed numbers.
+const VERSION_SUMMED_SIGNED: u32 = 0x0001_0001;
 
 /// A batmap that is there and in its place.
 #[derive(Clone, Debug)]
 pub(super) struct Batmap {
     header_end: u64,
     map: Range<u64>,
+    /// Of the map's bytes.
+    checksum: u32,
+    version: u32,
 }
 
 impl Batmap {
@@ -57,12 +62,61 @@ impl Batmap {
             findings.note(Severity::Error, site.problem(Fault::Range, field, found, "a map inside the file"));
             return Ok(None);
         };
-        Ok(Some(Self { header_end: at.saturating_add(raw.as_bytes().len() as u64), map: start..end }))
+        Ok(Some(Self {
+            header_end: at.saturating_add(raw.as_bytes().len() as u64),
+            map: start..end,
+            checksum: raw.checksum.get(),
+            version: raw.version.get(),
+        }))
     }
 
     /// Where the last of its header and its map ends.
     pub(super) fn end(&self) -> u64 {
         self.map.end.max(self.header_end)
+    }
+
+    /// Its header, which starts at `at`, and its map.
+    pub(super) fn ranges(&self, at: u64) -> [Range<u64>; 2] {
+        [at..self.header_end, self.map.clone()]
+    }
+
+    /// Where in the file the byte with the bit of `block` lies.
+    pub(super) fn bit_at(&self, block: u64) -> u64 {
+        self.map.start.saturating_add(block / 8)
+    }
+
+    /// What is wrong with the checksum of the map, if anything is; the header lies at `at`. Version 1.1 summed its bytes
+    /// as signed numbers.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(super) fn misfit(&self, store: &Store, at: u64) -> Result<Option<Problem>> {
+        /// Read at a time.
+        const STEP_BYTES: usize = 64 << 10;
+        let mut buffer = vec![0; STEP_BYTES];
+        let (mut unsigned, mut signed) = (0u32, 0u32);
+        let mut next = self.map.start;
+        while next < self.map.end {
+            let len = self.map.end.saturating_sub(next).min(STEP_BYTES as u64);
+            let Some(part) = usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)) else { break };
+            store.read("the batmap", part, next)?;
+            for &byte in part.iter() {
+                unsigned = unsigned.wrapping_add(u32::from(byte));
+                signed = signed.wrapping_add(i32::from(byte.cast_signed()).cast_unsigned());
+            }
+            next = next.saturating_add(len);
+        }
+        let fits = self.checksum == !unsigned || (self.version <= VERSION_SUMMED_SIGNED && self.checksum == !signed);
+        let site = Site { structure: Structure::VhdBatmap, at };
+        Ok((!fits).then(|| {
+            let allowed = format_args!("{:#010x}, the sum of the map's bytes", !unsigned);
+            site.problem(
+                Fault::Checksum,
+                offset_of!(RawBatmap, checksum),
+                format_args!("{:#010x}", self.checksum),
+                allowed,
+            )
+        }))
     }
 
     /// Whether the map says that every sector of `block` is there. Blocks past its end are not.

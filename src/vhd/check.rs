@@ -1,15 +1,38 @@
 //! The check of a whole file.
 //!
-//! Owns: the rules that take reading every map. Must not know: how anything is mended.
+//! Owns: the rules that hold between structures, and the ones that take reading every map: what opening finds is found by
+//! opening. Must not know: how anything is mended.
 
-use super::Vhd;
+mod blocks;
+mod sweep;
+
+#[cfg(test)]
+pub(super) use sweep::{Keep, survey_keeping};
+pub(super) use sweep::{Lost, Survey, survey};
+
+use super::image::{Sparse, Vhd};
+use super::raw::{FOOTER_LEN, HEADER_LEN};
+use super::space::{self, overlap};
 use super::{locate, store};
 use crate::error::Result;
-use crate::finding::Findings;
+use crate::finding::{Findings, Severity};
 use crate::map::BlockMap;
 use crate::mend::CheckSummary;
+use crate::problem::{Fault, Problem, Structure};
 use crate::storage::{Access, Storage};
+use crate::units::{FileOffset, KIB};
+use std::ops::Range;
 use std::sync::Arc;
+
+/// Gaps shorter than this, or than a block, are what alignment leaves between objects and no leak.
+const ALIGNMENT_GAP: u64 = 64 * KIB;
+
+/// A part of the file that is no block.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    structure: Structure,
+    range: Range<u64>,
+}
 
 impl Vhd {
     /// Whether the file has a good footer copy at its start, though nothing else of a VHD may be left.
@@ -17,22 +40,105 @@ impl Vhd {
     /// # Errors
     /// What the storage answers.
     pub(crate) fn probe_damaged(storage: &dyn Storage) -> Result<bool> {
-        let long_enough = store::len(storage)? >= super::raw::FOOTER_LEN;
+        let long_enough = store::len(storage)? >= FOOTER_LEN;
         Ok(long_enough && locate::read_copy(storage)?.is_ok_and(|raw| matches!(raw.kind.get(), 3 | 4)))
     }
 
-    /// Checks the image in `storage`: what opening it finds.
+    /// Checks the image in `storage`, which is not changed. With `deep` the data under clear bits is read too.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open) for reading.
-    pub(crate) fn check(storage: Arc<dyn Storage>, _deep: bool, findings: &mut Findings) -> Result<CheckSummary> {
-        let file_size = store::len(&*storage)?;
-        let image = Self::open(storage, Access::Read, findings)?;
-        Ok(CheckSummary {
-            file_size,
-            virtual_size: image.virtual_size(),
-            allocated_blocks: image.allocated_blocks()?,
-            ..CheckSummary::default()
-        })
+    /// Those of [`open`](Self::open) for reading; the problem is then among the findings.
+    pub(crate) fn check(storage: Arc<dyn Storage>, deep: bool, findings: &mut Findings) -> Result<CheckSummary> {
+        let mut own = Findings::new();
+        let checked = Self::open(storage, Access::Read, &mut own).and_then(|vhd| vhd.check_whole(deep, &mut own));
+        findings.absorb(own);
+        checked
+    }
+
+    fn check_whole(&self, deep: bool, findings: &mut Findings) -> Result<CheckSummary> {
+        let file_size = self.store.len()?;
+        let virtual_size = self.virtual_size();
+        let Some(sparse) = &self.sparse else {
+            let trailing_bytes = self.tail_at.saturating_sub(virtual_size);
+            let leaked_bytes = trailing_bytes;
+            return Ok(CheckSummary { file_size, virtual_size, allocated_blocks: 0, leaked_bytes, trailing_bytes });
+        };
+        let owned = self.owned(sparse);
+        compare(&owned, findings);
+        let survey = survey(self, sparse, &owned, findings)?;
+        if !survey.lost.is_empty() {
+            // Where the data ends is not known while entries point to where no block can be.
+            findings.retract_repair(|problem| problem.structure == Structure::VhdFooter && is_loss(problem.fault));
+        }
+        blocks::check(self, sparse, deep, findings)?;
+        let trailing_bytes = self.trailing(&survey);
+        note_leaks(&survey, (self.tail_at, trailing_bytes), findings);
+        let leaked_bytes = survey.gaps.saturating_add(trailing_bytes);
+        Ok(CheckSummary { file_size, virtual_size, allocated_blocks: survey.allocated, leaked_bytes, trailing_bytes })
+    }
+
+    /// Bytes between the data and its footer that are worth giving back.
+    pub(super) fn trailing(&self, survey: &Survey) -> u64 {
+        let bytes = self.tail_at.saturating_sub(space::tail_position(survey.end));
+        if self.sparse.as_ref().is_some_and(|sparse| bytes >= least_leak(sparse)) { bytes } else { 0 }
+    }
+
+    /// Every part of the file that is no block, in no order.
+    pub(super) fn owned(&self, sparse: &Sparse) -> Vec<Owned> {
+        let header = sparse.header_at..sparse.header_at.saturating_add(HEADER_LEN);
+        let mut owned = vec![
+            Owned { structure: Structure::VhdFooterCopy, range: 0..FOOTER_LEN },
+            Owned { structure: Structure::VhdHeader, range: header },
+            Owned { structure: Structure::VhdBat, range: sparse.bat.table.clone() },
+        ];
+        let locators = sparse.locators.areas.iter();
+        owned.extend(locators.map(|area| Owned { structure: Structure::VhdLocator, range: area.clone() }));
+        let batmap = sparse.batmap.iter().flat_map(|batmap| batmap.ranges(sparse.bat.table.end));
+        owned.extend(batmap.map(|range| Owned { structure: Structure::VhdBatmap, range }));
+        owned
+    }
+}
+
+/// The shortest gap that is called a leak.
+fn least_leak(sparse: &Sparse) -> u64 {
+    ALIGNMENT_GAP.min(sparse.bat.layout.stride())
+}
+
+/// Whether a footer with such a fault has to be written anew.
+fn is_loss(fault: Fault) -> bool {
+    matches!(fault, Fault::Missing | Fault::Checksum | Fault::Dirty | Fault::Mismatch)
+}
+
+/// Notes parts of the file that share bytes. What opening has compared is not compared again.
+fn compare(owned: &[Owned], findings: &mut Findings) {
+    let fixed = |structure| matches!(structure, Structure::VhdFooterCopy | Structure::VhdHeader | Structure::VhdBat);
+    for (index, one) in owned.iter().enumerate() {
+        for other in owned.iter().take(index).filter(|other| !fixed(one.structure) || !fixed(other.structure)) {
+            if overlap(&one.range, &other.range) {
+                let words = |owned: &Owned| {
+                    format!("{} at {:#x} to {:#x}", owned.structure.name(), owned.range.start, owned.range.end)
+                };
+                let allowed = format_args!("one clear of the {}", words(other));
+                let problem = Problem::new(one.structure, Fault::Overlap, words(one), allowed);
+                findings.note(Severity::Error, problem.at(FileOffset(one.range.start)));
+            }
+        }
+    }
+}
+
+fn note_leaks(survey: &Survey, (tail_at, trailing): (u64, u64), findings: &mut Findings) {
+    if survey.gaps > 0 {
+        let found = format_args!("{} bytes between the blocks that nothing owns", survey.gaps);
+        findings.note(Severity::Warning, Problem::new(Structure::VhdBlock, Fault::Leaked, found, "none"));
+    }
+    if trailing > 0 {
+        let found = format_args!("{trailing} bytes behind the data that nothing owns");
+        let problem = Problem::new(Structure::File, Fault::Leaked, found, "a footer right behind the data");
+        let problem = problem.at(FileOffset(tail_at.saturating_sub(trailing)));
+        if survey.lost.is_empty() {
+            findings.note_repairable(Severity::Warning, problem);
+        } else {
+            findings.note(Severity::Warning, problem);
+        }
     }
 }

@@ -128,10 +128,19 @@ impl Footer {
     /// Notes everything that is unusual about the footer but keeps nobody from reading the disk.
     pub(super) fn inspect(&self, site: Site, findings: &mut Findings) {
         let raw = &self.raw;
-        let mut error = |fault, field, found: String, allowed: &str| {
-            findings.note_repairable(Severity::Error, site.problem(fault, field, found, allowed));
-        };
         let features = raw.features.get();
+        let editable = !self.saved_state();
+        let mut error = |fault, field, found: String, allowed: &str| {
+            let problem = site.problem(fault, field, found, allowed);
+            // Other fields might mean something to whoever wrote them.
+            let one_value = field == offset_of!(RawFooter, data_offset)
+                || (field == offset_of!(RawFooter, features) && features & FEATURE_RESERVED == 0);
+            if one_value && editable {
+                findings.note_repairable(Severity::Error, problem);
+            } else {
+                findings.note(Severity::Error, problem);
+            }
+        };
         let field = offset_of!(RawFooter, features);
         if features & FEATURE_RESERVED == 0 {
             error(Fault::Reserved, field, format!("features {features:#x}"), "bit 1 set");
@@ -172,7 +181,12 @@ impl Footer {
             let allowed = format!("the current size, {size} bytes, which is what counts here; some readers use C/H/S");
             findings.note(Severity::Warning, site.problem(Fault::Mismatch, field, found, allowed));
         } else if geometry != right && !geometry.is_largest() {
-            findings.note(Severity::Warning, site.problem(Fault::Value, field, words(geometry), words(right)));
+            let problem = site.problem(Fault::Value, field, words(geometry), words(right));
+            if self.with_right_geometry().is_some() {
+                findings.note_repairable(Severity::Warning, problem);
+            } else {
+                findings.note(Severity::Warning, problem);
+            }
         }
     }
 
@@ -220,6 +234,41 @@ impl Footer {
         changed.raw.sectors_per_track = geometry.sectors;
         changed.raw.seal();
         changed
+    }
+
+    /// The same footer with the fields that can hold one value only holding it; `None` when they do, or when a saved
+    /// state forbids changes.
+    #[must_use]
+    pub(super) fn with_reserved_fields(&self) -> Option<Self> {
+        let mut changed = self.clone();
+        changed.raw.features = (self.raw.features.get() | FEATURE_RESERVED).into();
+        if self.kind == DiskKind::Fixed {
+            changed.raw.data_offset = NOWHERE.into();
+        }
+        changed.sealed_change_of(self)
+    }
+
+    /// The same footer with the geometry of its size; `None` when it has that or the largest one, when readers take the
+    /// size of its creator's disks from the geometry, or when a saved state forbids changes.
+    #[must_use]
+    pub(super) fn with_right_geometry(&self) -> Option<Self> {
+        if self.sized_by_geometry() || self.geometry().is_largest() {
+            return None;
+        }
+        let mut changed = self.clone();
+        let geometry = Geometry::of(self.size());
+        changed.raw.cylinders = geometry.cylinders.into();
+        changed.raw.heads = geometry.heads;
+        changed.raw.sectors_per_track = geometry.sectors;
+        changed.sealed_change_of(self)
+    }
+
+    fn sealed_change_of(mut self, before: &Self) -> Option<Self> {
+        if self.raw == before.raw || before.saved_state() {
+            return None;
+        }
+        self.raw.seal();
+        Some(self)
     }
 
     /// The same disk under another identity.

@@ -144,13 +144,17 @@ impl Header {
         if data_offset != NOWHERE {
             let field = offset_of!(RawHeader, data_offset);
             let problem = site.problem(Fault::Value, field, format_args!("{data_offset:#x}"), "all ones");
-            findings.note_repairable(Severity::Error, problem);
+            if self.with_reserved_fields().is_some() && site.at.is_multiple_of(SECTOR) {
+                findings.note_repairable(Severity::Error, problem);
+            } else {
+                findings.note(Severity::Error, problem);
+            }
         }
         if raw.reserved1.get() != 0 || raw.reserved2.iter().any(|&byte| byte != 0) {
             let field = offset_of!(RawHeader, reserved2);
             let problem =
                 site.problem(Fault::Reserved, field, "bytes that are not zero", "zeros in the reserved bytes");
-            findings.note_repairable(Severity::Error, problem);
+            findings.note(Severity::Error, problem);
         }
         let orphaned = raw.parent_unique_id != [0; 16]
             || raw.parent_timestamp.get() != 0
@@ -181,6 +185,15 @@ impl Header {
         raw.max_table_entries = entries.into();
         raw.seal();
         Self { raw }
+    }
+
+    /// The same header with the field that can hold one value only holding it, in its first sector; `None` when it does.
+    #[must_use]
+    pub(super) fn with_reserved_fields(&self) -> Option<Self> {
+        let mut raw = self.raw;
+        raw.data_offset = NOWHERE.into();
+        raw.seal();
+        (raw.data_offset != self.raw.data_offset).then_some(Self { raw })
     }
 
     /// The same header under another parent.

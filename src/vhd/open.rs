@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 
 /// What has to be written before the image may be written to.
 #[derive(Debug)]
-enum Mend {
+pub(super) enum Mend {
     /// The footer copy, from the footer at the end.
     Copy,
     /// The footer at the end, from the copy, and the end of the file with it.
@@ -55,9 +55,24 @@ impl Vhd {
     /// `Corrupt` or `Unsupported` when the image cannot be read; `Refused` when it must be repaired before it is written
     /// to; what the storage answers.
     pub fn open(storage: Arc<dyn Storage>, access: Access, findings: &mut Findings) -> Result<Self> {
+        let (mut vhd, mend) = Self::read_by_best_footer(storage, access, findings)?;
+        match (access, mend) {
+            (Access::Write, Some((_, why))) => Err(Error::from_problem(ErrorKind::Refused, why)
+                .with_hint("the image must be mended before it is written to: run `vhdkit repair` on it")),
+            (Access::Recover, Some((mend, _))) => vhd.mend(&mend).map(|()| vhd),
+            _ => Ok(vhd),
+        }
+    }
+
+    /// The image as its best footer tells it, and what would have to be written before anything else is, and why.
+    pub(super) fn read_by_best_footer(
+        storage: Arc<dyn Storage>,
+        access: Access,
+        findings: &mut Findings,
+    ) -> Result<Opened> {
         let store = Store::new(storage, access);
         let len = store.len()?;
-        let (mut vhd, mend) = match locate::locate(store.storage(), len)? {
+        Ok(match locate::locate(store.storage(), len)? {
             Found::Nothing(problem) => return Err(findings.fatal(problem)),
             Found::Tail { raw, at } => open_by_tail(store, access, (raw, at, len), findings)?,
             Found::Copy { raw, why } => {
@@ -71,13 +86,7 @@ impl Vhd {
                 findings.note_repairable(Severity::Error, why.clone());
                 (vhd, Some((Mend::Cut, why)))
             }
-        };
-        match (access, mend) {
-            (Access::Write, Some((_, why))) => Err(Error::from_problem(ErrorKind::Refused, why)
-                .with_hint("the image must be mended before it is written to: run `vhdkit repair` on it")),
-            (Access::Recover, Some((mend, _))) => vhd.mend(&mend).map(|()| vhd),
-            _ => Ok(vhd),
-        }
+        })
     }
 
     /// Makes the file what a clean close would have left.
@@ -115,7 +124,7 @@ struct Decided {
     len: u64,
 }
 
-type Opened = (Vhd, Option<(Mend, Problem)>);
+pub(super) type Opened = (Vhd, Option<(Mend, Problem)>);
 
 /// Opens by the footer at the end, unless what it says does not fit the file while its copy's word does.
 fn open_by_tail(
@@ -241,7 +250,7 @@ fn inspect_layout(store: &Store, header: &Header, (at, len): (u64, u64), finding
         store.read("the padding of the block allocation table", part, entries_end)?;
         if part.iter().any(|&byte| byte != 0xFF) {
             let problem = Problem::new(Structure::VhdBat, Fault::Reserved, "padding that is not 0xFF", "0xFF");
-            findings.note_repairable(Severity::Warning, problem.at(FileOffset(entries_end)));
+            findings.note(Severity::Warning, problem.at(FileOffset(entries_end)));
         }
     }
     if !len.is_multiple_of(space::FILE_UNIT) {

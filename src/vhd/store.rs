@@ -44,6 +44,11 @@ impl Store {
         read(self.storage(), what, buf, at)
     }
 
+    /// The first position from `at` on that may hold anything but zeros, if there is one.
+    pub(super) fn next_data(&self, at: u64) -> Result<Option<u64>> {
+        self.storage.next_data(at).map_err(|error| Error::io("look for data in the file", error))
+    }
+
     /// Fills `buf` from `at`, through the cache.
     pub(super) fn read_cached(&self, what: &str, buf: &mut [u8], at: u64) -> Result<()> {
         self.pages.read_exact_at(buf, at).map_err(|error| failed("read", what, at, error))

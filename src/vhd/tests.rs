@@ -1,7 +1,9 @@
 //! Whole images: real ones, damaged ones, fresh ones.
 
+mod check;
 mod crash;
 mod model;
+mod repair;
 
 use super::*;
 use crate::error::{ErrorKind, Result};

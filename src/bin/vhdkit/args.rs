@@ -5,11 +5,13 @@
 
 use crate::Session;
 use crate::commands::chain::{self, ChainArgs};
+use crate::commands::check::{self, CheckArgs};
 use crate::commands::convert::{self, ConvertArgs};
 use crate::commands::create::{self, CreateArgs};
 use crate::commands::info::{self, InfoArgs};
 use crate::commands::merge::{self, MergeArgs};
 use crate::commands::read::{self, ReadArgs};
+use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::write::{self, WriteArgs};
 use crate::interrupt::OnSignal;
@@ -26,7 +28,7 @@ The leaf of a chain is depth 1, its parent depth 2, and so on.
 
 Exit codes:
     0  done
-    1  something was found: chain, an image that does not open
+    1  something was found: check, an error; chain, an image that does not open
     2  wrong arguments
     3  reading or writing failed: no such file, no space, read-only, I/O error
     4  the image is damaged, of no known format, or needs something unsupported
@@ -40,7 +42,8 @@ Examples:
     vhdkit convert leaf.vhdx flat.raw
     vhdkit merge leaf.vhdx --depth 1 --dry-run
     vhdkit info --chain leaf.vhdx --map 'D:\\VMs=/srv/vms' --search /backup
-    vhdkit chain /srv/vms";
+    vhdkit chain /srv/vms
+    vhdkit check --chain leaf.vhdx";
 
 /// Read, write, create and merge VHD and VHDX virtual disks and their differencing chains.
 #[derive(Debug, Parser)]
@@ -71,6 +74,10 @@ pub(crate) enum Verb {
     Reparent(ReparentArgs),
     /// Draw every image below a directory: who stands on whom, what is missing, what would help
     Chain(ChainArgs),
+    /// Look for everything that is wrong with an image, or with every file of its chain
+    Check(CheckArgs),
+    /// Mend what can be mended, with a way back
+    Repair(RepairArgs),
 }
 
 impl Verb {
@@ -88,6 +95,8 @@ impl Verb {
             Self::Merge(args) => merge::run(args, session),
             Self::Reparent(args) => reparent::run(args, session),
             Self::Chain(args) => chain::run(args),
+            Self::Check(args) => check::run(args),
+            Self::Repair(args) => repair::run(args, session),
         }
     }
 
@@ -95,10 +104,13 @@ impl Verb {
     pub(crate) fn on_signal(&self) -> OnSignal {
         let state = match self {
             // A link is written whole or not at all, wherever the writing stops.
-            Self::Info(_) | Self::Read(_) | Self::Chain(_) | Self::Reparent(_) => return OnSignal::Exit,
+            Self::Info(_) | Self::Read(_) | Self::Chain(_) | Self::Check(_) | Self::Reparent(_) => {
+                return OnSignal::Exit;
+            }
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
             Self::Create(_) | Self::Convert(_) => "the new image was not made; a hidden .partial file may be left",
             Self::Write(_) => "the disk holds part of the input",
+            Self::Repair(_) => "run the same repair again to finish it, or with --undo to take it back",
             Self::Merge(_) => "the source still shows what it showed; run the same merge again to finish it",
         };
         OnSignal::Cancel { state }

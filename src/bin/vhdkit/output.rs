@@ -20,7 +20,7 @@ const FOUND: u8 = 1;
 
 /// The exit code of each kind of failure.
 ///
-/// 1 is kept for verbs whose answer is "something was found"; 2 is also what the argument parser exits with.
+/// 1 is a check whose answer is "something was found"; 2 is also what the argument parser exits with.
 pub(crate) const fn exit_code(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::InvalidInput => 2,

@@ -10,7 +10,7 @@
 mod checkpoint;
 mod plan;
 mod run;
-mod siblings;
+pub(super) mod siblings;
 
 pub use checkpoint::CheckpointStore;
 pub use plan::{MergePlan, PlannedFile};

@@ -27,7 +27,19 @@ pub(super) fn find(chain: &Chain, span: Span, options: &MergeOptions) -> Result<
     for directory in &options.search {
         files.extend(regular_files(directory)?.files.into_iter().map(|file| file.path));
     }
-    Ok(files.into_iter().filter(|path| !own.contains(path) && stands_on(path, &ids)).collect())
+    Ok(standing_on(&ids, &own, files))
+}
+
+/// The images beside those that are `own` whose parent is one of `ids`.
+pub(in crate::ops) fn beside(ids: &[ImageId], own: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    let directories: BTreeSet<&Path> = own.iter().filter_map(|path| path.parent()).collect();
+    let files: BTreeSet<PathBuf> = directories.into_iter().flat_map(files_in).collect();
+    standing_on(ids, own, files)
+}
+
+/// Those of `files` whose parent is one of `ids`, what is `own` left out.
+fn standing_on(ids: &[ImageId], own: &BTreeSet<PathBuf>, files: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    files.into_iter().filter(|path| !own.contains(path) && stands_on(path, ids)).collect()
 }
 
 /// The regular files of `directory` itself; none when it cannot be read.

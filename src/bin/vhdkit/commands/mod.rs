@@ -3,10 +3,12 @@
 //! Owns: each verb's own arguments, help, and how its result reads. Must not know: how an operation is done.
 
 pub(crate) mod chain;
+pub(crate) mod check;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod info;
 pub(crate) mod merge;
 pub(crate) mod read;
+pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod write;

@@ -1,0 +1,320 @@
+//! Every entry of the block allocation table against every other, and against the rest of the file.
+//!
+//! Owns: which blocks can be read, which share bytes, what lies between them, in memory that does not grow with the table.
+//! Must not know: what blocks hold.
+
+use super::{Owned, least_leak};
+use crate::error::Result;
+use crate::finding::{Findings, MAX_FINDINGS, Severity};
+use crate::problem::{Fault, Problem, Structure};
+use crate::units::{FileOffset, SECTOR};
+use crate::vhd::bat::UNALLOCATED;
+use crate::vhd::image::{Sparse, Vhd};
+use crate::vhd::space::overlap;
+use std::ops::Range;
+
+/// How many blocks are kept at a time, at eight bytes each: 64 MiB, 16 TiB of disk at the usual block size. Larger tables
+/// are read several times, for one part of the file after the other.
+const MAX_TRACKED: usize = 1 << 23;
+/// How often a table is read at most: enough for 2040 GiB in blocks of 4 KiB.
+const MAX_PASSES: usize = 64;
+/// Blocks are counted by the part of the file they start in: 65 536 parts of as many sectors.
+const PART_SECTORS_LOG2: u32 = 16;
+/// How many blocks that cannot be read are kept for a repair, at 40 bytes each.
+const MAX_LOST: usize = 1 << 20;
+
+/// A block that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::vhd) struct Lost {
+    pub(in crate::vhd) block: u64,
+    /// Where its bitmap starts, or should.
+    pub(in crate::vhd) start: u64,
+    /// `Range` when it reaches past the data area, `Overlap` when it lies over the header or the table.
+    pub(in crate::vhd) fault: Fault,
+}
+
+/// What reading the whole table told.
+#[derive(Debug, Default)]
+pub(in crate::vhd) struct Survey {
+    /// Blocks of the disk with a place, believed or not.
+    pub(in crate::vhd) allocated: u64,
+    /// Where the last object before the footer ends, blocks that cannot be read left out.
+    pub(in crate::vhd) end: u64,
+    /// The blocks that cannot be read.
+    pub(in crate::vhd) lost: Vec<Lost>,
+    /// Bytes between objects, short gaps left out, up to `end`.
+    pub(in crate::vhd) gaps: u64,
+    /// Entries behind those of the disk that are in use.
+    stale: u64,
+    /// Blocks whose data does not start on 4 KiB.
+    unaligned: u64,
+}
+
+/// Reads the table of `vhd`, whose other parts are `owned`, and notes what is wrong with it.
+///
+/// # Errors
+/// What the storage answers.
+pub(in crate::vhd) fn survey(vhd: &Vhd, sparse: &Sparse, owned: &[Owned], findings: &mut Findings) -> Result<Survey> {
+    survey_keeping(vhd, sparse, (owned, Keep::default()), findings)
+}
+
+/// How much of a table is kept in memory, and how often it is read instead.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::vhd) struct Keep {
+    pub(in crate::vhd) places: usize,
+    pub(in crate::vhd) passes: usize,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { places: MAX_TRACKED, passes: MAX_PASSES }
+    }
+}
+
+/// As [`survey`], within `keep`.
+///
+/// # Errors
+/// What the storage answers.
+pub(in crate::vhd) fn survey_keeping(
+    vhd: &Vhd,
+    sparse: &Sparse,
+    (owned, keep): (&[Owned], Keep),
+    findings: &mut Findings,
+) -> Result<Survey> {
+    let mut owned = owned.to_vec();
+    owned.sort_by_key(|owned| owned.range.start);
+    let mut sweep = Sweep { vhd, sparse, owned, keep, findings, survey: Survey::default() };
+    let mut places = Vec::new();
+    let parts = sweep.judge(&mut places)?;
+    let mut line = Line::default();
+    if places.len() < keep.places {
+        sweep.follow(&mut places, &mut line);
+    } else {
+        let windows = windows(&parts, keep.places);
+        for window in windows.iter().take(keep.passes) {
+            sweep.collect(window, &mut places)?;
+            sweep.follow(&mut places, &mut line);
+        }
+        if windows.len() > keep.passes {
+            let found = format_args!("more than {} times {} blocks", keep.passes, keep.places);
+            let problem = Problem::new(Structure::VhdBat, Fault::Limit, found, "fewer, to be compared with each other");
+            sweep.findings.note(Severity::Error, problem);
+        }
+    }
+    sweep.finish(&mut line);
+    Ok(sweep.survey)
+}
+
+/// A block of the table: the sector it starts in, and its number.
+type Place = (u32, u32);
+
+/// How far the sweep along the file has got.
+#[derive(Debug, Default)]
+struct Line {
+    /// Everything before this is owned, or counted as a gap.
+    reach: u64,
+    /// The next of the parts that are no blocks.
+    next_owned: usize,
+    /// The block of the disk that reaches furthest: its start and its end.
+    furthest: Option<(u64, u64)>,
+}
+
+struct Sweep<'a> {
+    vhd: &'a Vhd,
+    sparse: &'a Sparse,
+    /// Sorted by start.
+    owned: Vec<Owned>,
+    keep: Keep,
+    findings: &'a mut Findings,
+    survey: Survey,
+}
+
+impl Sweep<'_> {
+    fn blocks(&self) -> u64 {
+        self.sparse.bat.blocks()
+    }
+
+    /// Looks at each entry by itself; answers how many blocks start in which part of the file, and fills `places` as far
+    /// as it may go.
+    fn judge(&mut self, places: &mut Vec<Place>) -> Result<Vec<u32>> {
+        let mut parts = vec![0u32; 1 << (u32::BITS.saturating_sub(PART_SECTORS_LOG2))];
+        let blocks = self.blocks();
+        let bat = &self.sparse.bat;
+        bat.for_each(&self.vhd.store, 0..u64::from(bat.entries), |block, entry| {
+            if entry == UNALLOCATED {
+                return Ok(());
+            }
+            let on_disk = block < blocks;
+            if on_disk {
+                self.survey.allocated = self.survey.allocated.saturating_add(1);
+            } else {
+                self.survey.stale = self.survey.stale.saturating_add(1);
+            }
+            if let Some(fault) = bat.fault(block, entry) {
+                if on_disk {
+                    self.lose(block, entry, fault);
+                }
+                return Ok(());
+            }
+            if on_disk {
+                self.meet(block, entry);
+            }
+            let part = usize::try_from(entry >> PART_SECTORS_LOG2).ok();
+            if let Some(count) = part.and_then(|part| parts.get_mut(part)) {
+                *count = count.saturating_add(1);
+            }
+            if places.len() < self.keep.places {
+                places.push((entry, u32::try_from(block).unwrap_or(u32::MAX)));
+            }
+            Ok(())
+        })?;
+        Ok(parts)
+    }
+
+    fn lose(&mut self, block: u64, entry: u32, fault: Fault) {
+        let start = u64::from(entry).saturating_mul(SECTOR);
+        if self.survey.lost.len() < MAX_LOST {
+            self.survey.lost.push(Lost { block, start, fault });
+        }
+        // Words for what will not be kept would be most of the work on a table full of nonsense.
+        if self.findings.list().len() < MAX_FINDINGS
+            && let Err(problem) = self.sparse.bat.believe(block, entry)
+        {
+            self.findings.note(Severity::Error, problem);
+        }
+    }
+
+    /// Compares a block of the disk with the parts of the file that opening has not held it against.
+    fn meet(&mut self, block: u64, entry: u32) {
+        let range = self.extent(entry, block);
+        let data = range.start.saturating_add(self.sparse.bat.layout.bitmap_len);
+        if !data.is_multiple_of(crate::vhd::space::FILE_UNIT) {
+            self.survey.unaligned = self.survey.unaligned.saturating_add(1);
+        }
+        let guest = |owned: &&Owned| matches!(owned.structure, Structure::VhdLocator | Structure::VhdBatmap);
+        if let Some(met) = self.owned.iter().filter(guest).find(|owned| overlap(&owned.range, &range)) {
+            let found = format_args!("block {block} at file offset {:#x} to {:#x}", range.start, range.end);
+            let (name, at, end) = (met.structure.name(), met.range.start, met.range.end);
+            let allowed = format_args!("a block clear of the {name} at {at:#x} to {end:#x}");
+            let problem = Problem::new(Structure::VhdBat, Fault::Overlap, found, allowed);
+            self.findings.note(Severity::Error, problem.at(FileOffset(self.sparse.bat.entry_at(block))));
+        }
+    }
+
+    /// The bytes of a block; the last one of a disk may be cut where the disk ends.
+    fn extent(&self, entry: u32, block: u64) -> Range<u64> {
+        let start = u64::from(entry).saturating_mul(SECTOR);
+        let whole = start.saturating_add(self.sparse.bat.layout.stride());
+        let must = self.sparse.bat.end_of(block, start);
+        start..if block < self.blocks() { whole.min(self.sparse.bat.limit.max(must)) } else { whole }
+    }
+
+    /// The blocks that start in the parts `window` of the file.
+    fn collect(&self, window: &Range<u32>, places: &mut Vec<Place>) -> Result<()> {
+        places.clear();
+        let bat = &self.sparse.bat;
+        bat.for_each(&self.vhd.store, 0..u64::from(bat.entries), |block, entry| {
+            let inside = entry != UNALLOCATED && window.contains(&(entry >> PART_SECTORS_LOG2));
+            // More than fit into one part share bytes, and enough of them are kept to say so.
+            if inside && places.len() < self.keep.places && bat.fault(block, entry).is_none() {
+                places.push((entry, u32::try_from(block).unwrap_or(u32::MAX)));
+            }
+            Ok(())
+        })
+    }
+
+    /// Moves `line` along the blocks `places`, all of which start behind those before.
+    fn follow(&mut self, places: &mut [Place], line: &mut Line) {
+        places.sort_unstable();
+        for &(entry, block) in places.iter() {
+            let block = u64::from(block);
+            let range = self.extent(entry, block);
+            if block < self.blocks() {
+                match line.furthest {
+                    Some((start, end)) if range.start < end => self.clash(block, &range, start),
+                    _ => {}
+                }
+                if line.furthest.is_none_or(|(_, end)| end < range.end) {
+                    line.furthest = Some((range.start, range.end));
+                }
+            }
+            self.advance(line, range.start);
+            self.cover(line, &range);
+        }
+    }
+
+    /// Notes a block that shares bytes with the one at `other`.
+    fn clash(&mut self, block: u64, range: &Range<u64>, other: u64) {
+        if self.findings.list().len() >= MAX_FINDINGS {
+            return;
+        }
+        let fault = if range.start == other { Fault::Duplicate } else { Fault::Overlap };
+        let found = format_args!("block {block} at file offset {:#x} to {:#x}", range.start, range.end);
+        let allowed = format_args!("a block clear of the one at {other:#x}");
+        let problem = Problem::new(Structure::VhdBat, fault, found, allowed);
+        self.findings.note(Severity::Error, problem.at(FileOffset(self.sparse.bat.entry_at(block))));
+    }
+
+    /// Passes the parts that start before `to`.
+    fn advance(&mut self, line: &mut Line, to: u64) {
+        while let Some(owned) = self.owned.get(line.next_owned).filter(|owned| owned.range.start <= to) {
+            let range = owned.range.clone();
+            self.cover(line, &range);
+            line.next_owned = line.next_owned.saturating_add(1);
+        }
+    }
+
+    fn cover(&mut self, line: &mut Line, range: &Range<u64>) {
+        let gap = range.start.saturating_sub(line.reach);
+        if gap >= least_leak(self.sparse) {
+            self.survey.gaps = self.survey.gaps.saturating_add(gap);
+        }
+        line.reach = line.reach.max(range.end);
+    }
+
+    fn finish(&mut self, line: &mut Line) {
+        self.advance(line, u64::MAX);
+        self.survey.end = line.reach;
+        if self.survey.stale > 0 {
+            let found = format_args!("{} entries in use behind those of the disk", self.survey.stale);
+            let problem = Problem::new(Structure::VhdBat, Fault::Value, found, "none");
+            let at = FileOffset(self.sparse.bat.entry_at(self.blocks()));
+            self.findings.note(Severity::Warning, problem.at(at));
+        }
+        if self.survey.unaligned > 0 {
+            let found = format_args!("{} blocks whose data is not on 4 KiB", self.survey.unaligned);
+            let allowed = "data on whole 4 KiB, for speed";
+            self.findings.note(Severity::Warning, Problem::new(Structure::VhdBlock, Fault::Alignment, found, allowed));
+        }
+    }
+}
+
+/// Runs of parts with as many blocks as can be kept, or single parts with more.
+fn windows(parts: &[u32], keep: usize) -> Vec<Range<u32>> {
+    let mut windows: Vec<Range<u32>> = Vec::new();
+    let mut held = 0usize;
+    for (part, &count) in (0u32..).zip(parts) {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        match windows.last_mut() {
+            Some(window) if held.saturating_add(count) <= keep => window.end = part.saturating_add(1),
+            _ => {
+                windows.push(part..part.saturating_add(1));
+                held = 0;
+            }
+        }
+        held = held.saturating_add(count);
+    }
+    windows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_cover_all_parts_and_hold_what_fits() {
+        let parts = [9, 1, 8, 1, 0, 14, 0];
+        assert_eq!(windows(&parts, 9), [0..1, 1..3, 3..5, 5..6, 6..7]);
+        assert_eq!(windows(&[0; 65_536], 9), [0..65_536]);
+    }
+}
