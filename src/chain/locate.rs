@@ -13,6 +13,10 @@ use std::path::{Component, Path, PathBuf};
 /// The most entries of one directory that are looked at to find a name in another case.
 pub const MAX_DIRECTORY_ENTRIES: usize = 100_000;
 
+/// The most components of one path that are looked for in another case: each costs a listing, and `a\..\A\..` would ask
+/// for as many as it likes.
+const MAX_CASE_SEARCHES: u32 = 64;
+
 /// The most components of a path taken from an image; Windows allows 32 767 characters in all.
 pub(super) const MAX_PATH_COMPONENTS: usize = 1024;
 
@@ -143,22 +147,24 @@ fn paths_for(directory: &Path, hint: &PathHint, policy: &ParentPolicy) -> Vec<Pa
 /// `start` followed by `parts`, each spelled as the directory spells it.
 fn walk(start: &Path, parts: &[&str]) -> PathBuf {
     let mut path = start.to_path_buf();
+    let mut searches = MAX_CASE_SEARCHES;
     for part in parts {
         match *part {
             "." => {}
             ".." => path.push(".."),
-            name => path = child_named(&path, name),
+            name if fs::symlink_metadata(path.join(name)).is_ok() || searches == 0 => path.push(name),
+            name => {
+                searches = searches.saturating_sub(1);
+                path = child_named(&path, name);
+            }
         }
     }
     path
 }
 
-/// The entry `name` of `directory`: as spelled when there is one, else the only one that differs by case alone.
+/// The entry of `directory` that differs from `name` by case alone, if it is the only one; else `name` as spelled.
 fn child_named(directory: &Path, name: &str) -> PathBuf {
     let exact = directory.join(name);
-    if fs::symlink_metadata(&exact).is_ok() {
-        return exact;
-    }
     let Ok(entries) = fs::read_dir(directory) else { return exact };
     let wanted = name.to_lowercase();
     let mut same = entries
@@ -252,6 +258,22 @@ mod tests {
         let unix = hint(HintKind::Absolute, root.join("secret").to_str().unwrap());
         let found = candidates(&child, &unix, &ParentPolicy::SameDirectory, &[]).unwrap();
         assert!(found.found.is_empty() && found.denied.is_empty(), "an absolute path is not even looked at");
+    }
+
+    #[test]
+    fn a_path_that_asks_for_many_listings_is_given_up() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("dir")).unwrap();
+        fs::write(root.path().join("p.vhd"), b"").unwrap();
+        let child = root.path().join("c.vhd");
+        let found = |times: usize| {
+            let path = "DIR\\..\\".repeat(times) + "p.vhd";
+            let link = ParentLink { ids: Vec::new(), hints: vec![PathHint { kind: HintKind::Relative, path }] };
+            let parts: Vec<&str> = link.hints[0].path.split('\\').collect();
+            walk(child.parent().unwrap(), &parts).exists()
+        };
+        assert!(found(MAX_CASE_SEARCHES as usize));
+        assert!(!found(MAX_CASE_SEARCHES as usize + 1), "DIR is not there as spelled");
     }
 
     #[test]

@@ -123,20 +123,28 @@ fn find_buried(storage: &dyn Storage, len: u64) -> Result<Option<(RawFooter, u64
         .map(|raw| (raw, at)))
 }
 
-/// The last sector that holds anything but zeros. Holes are stepped over without being read.
+/// The last sector that holds anything but zeros, looked for within bounds. Holes are stepped over without being read.
 fn last_data_sector(storage: &dyn Storage, len: u64) -> Result<Option<u64>> {
     /// Read at a time.
     const WINDOW_BYTES: usize = 1 << 20;
     const WINDOW: u64 = WINDOW_BYTES as u64;
     /// Asked about at a time; wide, so that a hole of terabytes takes thousands of questions, not millions.
     const STRIDE: u64 = 1024 * MIB;
+    /// The most zeros that are read. What a growing disk adds is a hole, so a footer buried deeper is not one of ours,
+    /// and any file at all may be asked whether it is a VHD.
+    const MAX_READ: u64 = 64 * MIB;
+    /// The most questions about holes: those of a file of 64 TiB.
+    const MAX_QUESTIONS: u32 = 1 << 17;
+    let mut unread = MAX_READ;
+    let mut questions = MAX_QUESTIONS;
     let hint = |at: u64| {
         let asked = storage.next_data(at);
         asked.map_err(|error| Error::io("look for data in the file", error))
     };
     let mut buffer = vec![0; WINDOW_BYTES];
     let mut end = len;
-    while end > 0 {
+    while end > 0 && unread > 0 && questions > 0 {
+        questions = questions.saturating_sub(1);
         let wide = round_down(end.saturating_sub(1), STRIDE);
         if hint(wide)?.is_none_or(|data| data >= end) {
             end = wide;
@@ -149,6 +157,7 @@ fn last_data_sector(storage: &dyn Storage, len: u64) -> Result<Option<u64>> {
         }
         let part = usize::try_from(end.saturating_sub(start)).ok().and_then(|len| buffer.get_mut(..len));
         let Some(part) = part else { return Ok(None) };
+        unread = unread.saturating_sub(part.len() as u64);
         store::read(storage, "the end of the file", part, start)?;
         if let Some(index) = part.chunks(SECTOR_BYTES).rposition(|sector| !zeros::is_zero(sector)) {
             return Ok(Some(start.saturating_add((index as u64).saturating_mul(SECTOR))));

@@ -557,3 +557,35 @@ fn real_images_are_written_on() {
         assert!(second.read(0, expected.len()).unwrap() == expected, "{} by the second reader", image.name());
     }
 }
+
+/// Bug this finds: telling what a large file of zeros is by reading all of it.
+#[test]
+fn a_long_tail_of_zeros_is_read_within_a_bound() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[derive(Debug, Default)]
+    struct Zeros(AtomicU64);
+    impl Storage for Zeros {
+        fn len(&self) -> std::io::Result<u64> {
+            Ok(100 * GIB)
+        }
+        fn read_exact_at(&self, buf: &mut [u8], _: u64) -> std::io::Result<()> {
+            self.0.fetch_add(buf.len() as u64, Ordering::Relaxed);
+            buf.fill(0);
+            Ok(())
+        }
+        fn write_all_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+        fn set_len(&self, _: u64) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+        fn sync(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let zeros = Zeros::default();
+    assert!(!Vhd::probe(&zeros).unwrap());
+    assert!(zeros.0.load(Ordering::Relaxed) < 66 * MIB);
+}
