@@ -43,7 +43,9 @@ impl Vhd {
         self.pending = None;
         let old = self.virtual_size();
         match (size.cmp(&old), self.sparse.is_some()) {
-            (std::cmp::Ordering::Equal, _) => Ok(()),
+            // A change that was cut short may have left a longer table, or slack in front of a fixed disk's footer.
+            (std::cmp::Ordering::Equal, true) => self.cut_longer_table(size),
+            (std::cmp::Ordering::Equal, false) => self.cut_slack(),
             (std::cmp::Ordering::Greater, true) => self.grow_sparse(old, size, grow),
             (std::cmp::Ordering::Less, true) => self.shrink_sparse(size),
             (std::cmp::Ordering::Greater, false) => self.grow_fixed(old, size),
@@ -107,6 +109,11 @@ impl Vhd {
         let end = self.data_end()?;
         self.ensure_tail(end)?;
         self.resized(size)?;
+        self.cut_table(size)
+    }
+
+    /// Ends the table of a disk of `size` bytes with its last block, and leaves nothing behind the end of the disk.
+    fn cut_table(&mut self, size: u64) -> Result<()> {
         let Some(sparse) = &self.sparse else { return Ok(()) };
         let blocks = sparse.bat.layout.blocks(size);
         self.clear_entries(sparse, blocks..sparse.bat.entries.into())?;
@@ -115,6 +122,12 @@ impl Vhd {
         self.set_data_end(None);
         self.set_table_size(blocks, blocks)?;
         self.trim()
+    }
+
+    /// Windows refuses a table that has more entries than the disk has blocks.
+    fn cut_longer_table(&mut self, size: u64) -> Result<()> {
+        let longer = |sparse: &Sparse| sparse.bat.layout.blocks(size) < u64::from(sparse.bat.entries);
+        if self.sparse.as_ref().is_some_and(longer) { self.cut_table(size) } else { Ok(()) }
     }
 
     /// Writes the footers that say `size`.

@@ -91,7 +91,8 @@ impl Run<'_> {
         }
         self.copy(chain, resume, &meter).map_err(|error| restartable(chain, span, error))?;
         finish(chain, span)?;
-        if new_size < old_size {
+        if new_size <= old_size {
+            // The same size: an interrupted merge may have got as far as that and left a table too long.
             resize(chain, span.target, new_size)?;
         }
         let relinked = if span.relink { relink(chain, span)? } else { None };
