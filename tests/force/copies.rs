@@ -69,7 +69,7 @@ fn a_killed_write_leaves_each_sector_old_or_new() {
                 return lab.assert_shows(LEAF, &new, "after it was written again");
             }
             // A VHD that was growing: its footer is the copy at its start until somebody who may mend writes.
-            assert_eq!((format, again.code), (Format::Vhd, Some(4)), "{}", again.stderr);
+            assert_eq!((format, again.code), (Format::Vhd, Some(6)), "{}", again.stderr);
             mended += 1;
             ok(lab.folder.path(), &format!("merge {} --depth 1", lab.name(LEAF)));
             lab.assert_shows(LEAF, &found, "after the merge that mends it");
@@ -79,6 +79,24 @@ fn a_killed_write_leaves_each_sector_old_or_new() {
         println!("{format}: {KILLS} writes killed, {halves} of them in the middle, {mended} needed mending");
         assert!(halves > 0, "no kill came in the middle");
     }
+}
+
+#[test]
+fn a_vhd_that_lost_its_footer_takes_writes_after_a_merge() {
+    let lab = Lab::new(Format::Vhd);
+    let leaf = File::options().write(true).open(lab.path(LEAF)).unwrap();
+    leaf.set_len(leaf.metadata().unwrap().len() - 512).unwrap();
+    lab.assert_shows(LEAF, view_of(Format::Vhd, LEAF), "by the copy of its footer");
+    let write = || {
+        let mut command = vhdkit(lab.folder.path(), &format!("write {} --quiet", lab.name(LEAF)));
+        command.stdin(File::open("/dev/null").unwrap());
+        run(command)
+    };
+    assert_eq!(write().code, Some(6));
+    ok(lab.folder.path(), &format!("merge {} --depth 1", lab.name(LEAF)));
+    assert_eq!(write().code, Some(0));
+    lab.assert_shows(LEAF, view_of(Format::Vhd, LEAF), "after it was mended");
+    lab.assert_well_formed(LEAF);
 }
 
 fn partial_files(folder: &Path) -> usize {

@@ -1,6 +1,6 @@
 //! Merges killed at random moments.
 
-use crate::lab::{BASE, FORMATS, LEAF, Lab, MIB, pattern, view_of};
+use crate::lab::{BASE, FORMATS, LEAF, Lab, MIB, MIDDLE, pattern, view_of};
 use crate::program::{Dice, End, Running, ok, run, vhdkit};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -294,5 +294,26 @@ fn a_checkpoint_of_a_newer_program_is_refused_until_restart() {
         assert!(end.stderr.contains("version 2") && end.stderr.contains("--restart"), "{}", end.stderr);
         lab.assert_shows(LEAF, view_of(format, LEAF), "after the refusal");
         assert_eq!(finishes(&lab, "--restart", view_of(format, LEAF)), None);
+    }
+}
+
+/// The state between the last merged byte and the end of the tidying, made by hand.
+#[test]
+fn a_merge_killed_while_tidying_up_has_nothing_left_to_merge() {
+    for format in FORMATS {
+        let lab = Lab::new(format);
+        ok(lab.folder.path(), &line(&lab, &FORMS[0], ""));
+        fs::remove_file(lab.path(LEAF)).unwrap();
+        let end = run(vhdkit(lab.folder.path(), &line(&lab, &FORMS[3], "")));
+        assert_eq!(end.code, Some(3), "{}", end.stderr);
+        lab.assert_shows(BASE, view_of(format, LEAF), "with one merged file deleted");
+
+        let lab = Lab::new(format);
+        ok(lab.folder.path(), &line(&lab, &FORMS[4], ""));
+        let end = run(vhdkit(lab.folder.path(), &line(&lab, &FORMS[5], "")));
+        assert_eq!(end.code, Some(5), "{}", end.stderr);
+        assert!(end.stderr.contains("the chain has 2 files"), "{}", end.stderr);
+        fs::remove_file(lab.path(MIDDLE)).unwrap();
+        lab.assert_shows(LEAF, view_of(format, LEAF), "with the merged file deleted by hand");
     }
 }

@@ -2,12 +2,14 @@
 //! started twice.
 
 mod copies;
+mod faults;
 mod full;
 mod jobs;
 mod kills;
 mod lab;
 mod locks;
 mod program;
+mod readme;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
