@@ -80,6 +80,11 @@ impl Findings {
         }
     }
 
+    /// Counts findings that were not worth building, because [`MAX_FINDINGS`] are here already.
+    pub(crate) fn count_dropped(&mut self, more: u64) {
+        self.dropped = self.dropped.saturating_add(more);
+    }
+
     fn push(&mut self, finding: Finding) {
         if self.list.len() < MAX_FINDINGS {
             self.list.push(finding);

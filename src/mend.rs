@@ -38,11 +38,20 @@ pub enum RepairKind {
     UnmapLostBlocks,
     /// The file is made long enough for the blocks it should hold; what was cut off becomes zeros.
     ZeroExtend,
+    /// VHDX: updates in a log that cannot be read are given up.
+    DropLog,
+    /// VHDX: blocks whose space something else owns too are given up; the first owner keeps it.
+    UnmapSharedBlocks,
+    /// VHDX: blocks of which nobody knows any more which sectors they hold show the parent.
+    PartialToParent,
+    /// VHDX: blocks of which nobody knows any more which sectors they hold show all of their own bytes, unless
+    /// they are to show the parent.
+    PartialToData,
 }
 
 impl RepairKind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::TailFooter,
         Self::FooterCopy,
         Self::Geometry,
@@ -55,6 +64,10 @@ impl RepairKind {
         Self::LeakedSpace,
         Self::UnmapLostBlocks,
         Self::ZeroExtend,
+        Self::DropLog,
+        Self::UnmapSharedBlocks,
+        Self::PartialToParent,
+        Self::PartialToData,
     ];
 
     /// Its name on the command line and in reports.
@@ -73,13 +86,25 @@ impl RepairKind {
             Self::LeakedSpace => "leaked-space",
             Self::UnmapLostBlocks => "unmap-lost-blocks",
             Self::ZeroExtend => "zero-extend",
+            Self::DropLog => "drop-log",
+            Self::UnmapSharedBlocks => "unmap-shared-blocks",
+            Self::PartialToParent => "partial-to-parent",
+            Self::PartialToData => "partial-to-data",
         }
     }
 
     /// Whether it changes nothing a reader of the disk sees.
     #[must_use]
     pub const fn is_safe(self) -> bool {
-        !matches!(self, Self::UnmapLostBlocks | Self::ZeroExtend)
+        !matches!(
+            self,
+            Self::UnmapLostBlocks
+                | Self::ZeroExtend
+                | Self::DropLog
+                | Self::UnmapSharedBlocks
+                | Self::PartialToParent
+                | Self::PartialToData
+        )
     }
 }
 

@@ -166,8 +166,7 @@ impl Vhdx {
     /// No block may lie over the headers, the log or a region.
     fn check_place(&self, index: u64, at: FileOffset, len: u64) -> Result<()> {
         let range = at.get()..at.get().saturating_add(len);
-        let first = self.occupied.partition_point(|taken| taken.end <= range.start);
-        match self.occupied.get(first).filter(|taken| taken.start < range.end) {
+        match self.structure_under(&range) {
             None => Ok(()),
             Some(taken) => {
                 let found = format!("a block at {:#x} to {:#x}", range.start, range.end);
@@ -175,6 +174,12 @@ impl Vhdx {
                 Err(self.bad_entry(index, Fault::Overlap, &found, &allowed))
             }
         }
+    }
+
+    /// The first range of headers, log or regions that shares bytes with `range`.
+    pub(super) fn structure_under(&self, range: &Range<u64>) -> Option<&Range<u64>> {
+        let first = self.occupied.partition_point(|taken| taken.end <= range.start);
+        self.occupied.get(first).filter(|taken| taken.start < range.end)
     }
 
     /// Cuts a run of data at the end of the file. A file may end inside a block as long as the disk ends before it does;

@@ -196,8 +196,16 @@ impl Vhdx {
     /// # Errors
     /// What `visit` answers; `Corrupt` when the file ends inside the table; what the storage answers.
     pub(super) fn scan_bat(&self, visit: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        self.scan_entries(self.geometry.entries(), visit)
+    }
+
+    /// As [`scan_bat`](Self::scan_bat), but of the first `count` entries of the region.
+    ///
+    /// # Errors
+    /// As [`scan_bat`](Self::scan_bat).
+    pub(super) fn scan_entries(&self, count: u64, visit: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         let start = self.regions.bat().offset;
-        let end = start.saturating_add(self.geometry.entries().saturating_mul(BAT_ENTRY_LEN));
+        let end = start.saturating_add(count.saturating_mul(BAT_ENTRY_LEN));
         let mut buffer = vec![0; SCAN_LEN];
         let mut at = start;
         while at < end {
@@ -240,8 +248,8 @@ impl Parsed {
         let file_len = view.len().map_err(|error| Error::io("read the file length", error))?;
         if !file_len.is_multiple_of(MIB) {
             let found = format!("a length of {file_len} bytes");
-            findings
-                .note(Severity::Warning, Problem::new(Structure::File, Fault::Alignment, found, "a multiple of 1 MiB"));
+            let problem = Problem::new(Structure::File, Fault::Alignment, found, "a multiple of 1 MiB");
+            findings.note_repairable(Severity::Warning, problem);
         }
         let regions = RegionTable::read(&*view, headers.current(), findings)?;
         let metadata = Metadata::read(&*view, regions.metadata(), findings)?;

@@ -21,6 +21,7 @@ use crate::problem::{Fault, Problem, Structure};
 use crate::storage::Storage;
 use crate::units::FileOffset;
 use read::Reader;
+pub(super) use read::is_known;
 use std::ops::Range;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};

@@ -17,6 +17,7 @@
 //! | `session` | first change to clean close: ids, log session, stock of space |
 //! | `space` | which MiB of the file are free |
 //! | `write` | new contents: reserve and publish |
+//! | `survey` | what every entry of the table breaks, and who owns which MiB |
 //! | `check`, `repair` | the rules that take reading every map; what would mend a file |
 //! | `edit`, `resize` | metadata items, the virtual size |
 
@@ -45,6 +46,7 @@ mod repair;
 mod resize;
 mod session;
 mod space;
+mod survey;
 mod txn;
 mod write;
 

@@ -202,7 +202,10 @@ impl RegionTable {
 }
 
 /// The valid copy to use and where it is; copy 1 wins when both are valid but differ.
-fn choose_copy(storage: &dyn Storage, findings: &mut Findings) -> Result<(FileOffset, Vec<u8>)> {
+///
+/// # Errors
+/// `Corrupt` when both copies are damaged; what the storage answers.
+pub(super) fn choose_copy(storage: &dyn Storage, findings: &mut Findings) -> Result<(FileOffset, Vec<u8>)> {
     let [first_at, second_at] = REGION_TABLE_AT.map(FileOffset);
     let first = read_copy(storage, first_at)?;
     let second = read_copy(storage, second_at)?;

@@ -145,6 +145,25 @@ impl Space {
     pub(crate) fn end(&self) -> u64 {
         self.units.saturating_mul(MIB)
     }
+
+    /// Notes that something owns `range`, as far as the file reaches. False when a part of it was taken before; the rest
+    /// is taken all the same.
+    pub(crate) fn mark(&mut self, range: &Range<u64>) -> bool {
+        let Range { start, end } = units_of(range);
+        let units = start..end.min(self.units);
+        let free = !units.clone().any(|unit| self.is_taken(unit));
+        self.set(units, true);
+        free
+    }
+
+    /// How many bytes nobody owns, and where those at the end of the file begin; an unaligned tail counts whole.
+    pub(crate) fn unowned(&self) -> (u64, u64) {
+        let taken: u64 = self.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let last = self.words.iter().rposition(|word| *word != 0).unwrap_or_default();
+        let top = u64::from(self.words.get(last).copied().unwrap_or_default().leading_zeros());
+        let used = (last as u64).saturating_add(1).saturating_mul(64).saturating_sub(top);
+        (self.units.saturating_sub(taken).saturating_mul(MIB), used.saturating_mul(MIB))
+    }
 }
 
 /// The table of units grows with what is claimed; numbers from a file must not make it grow without end.
@@ -178,6 +197,18 @@ mod tests {
         let error = space.claim(&(3 * MIB..5 * MIB), Structure::VhdxBlock).unwrap_err();
         assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(FileOffset(3 * MIB))));
         assert!(space.claim(&(0..MIB), Structure::VhdxBlock).is_err(), "the header area");
+    }
+
+    #[test]
+    fn marks_count_what_nobody_owns() {
+        let mut space = Space::new(100 * MIB).unwrap();
+        assert_eq!(space.unowned(), (99 * MIB, MIB));
+        assert!(space.mark(&(2 * MIB..4 * MIB)) && space.mark(&(70 * MIB..71 * MIB)));
+        assert!(!space.mark(&(3 * MIB..5 * MIB)), "a part was taken");
+        assert!(!space.mark(&(4 * MIB..5 * MIB)), "the rest was taken all the same");
+        assert_eq!(space.unowned(), (95 * MIB, 71 * MIB));
+        assert!(space.mark(&(99 * MIB..1 << 60)), "only the file counts");
+        assert_eq!((space.unowned(), space.end()), ((94 * MIB, 100 * MIB), 100 * MIB));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(in crate::vhdx) fn child_of_nobody() -> NewParent {
 }
 
 /// SHA-256 of the whole disk, with absent ranges as zeros: right for a disk without a parent.
-fn disk_hash(image: &Vhdx) -> Result<String> {
+pub(in crate::vhdx) fn disk_hash(image: &Vhdx) -> Result<String> {
     const PIECE: u64 = 1 << 20;
     let zeros = vec![0; PIECE as usize];
     let mut buffer = vec![0; PIECE as usize];

@@ -26,6 +26,19 @@ pub(crate) struct Replay {
     entries: Vec<Placed>,
 }
 
+/// The length the file had when the newest entry of the log at `area` was written; `None` when the log has no complete
+/// sequence.
+///
+/// # Errors
+/// What the storage answers.
+pub(crate) fn flushed_length(storage: &dyn Storage, area: &LogArea) -> Result<Option<u64>> {
+    if !area.is_sound() || file_length(storage)? < area.range().end {
+        return Ok(None);
+    }
+    let entries = ring::active(&ring::index(&mut RingReader::new(storage, *area))?, area);
+    Ok(entries.last().map(|last| last.header.flushed_file_offset))
+}
+
 /// Finds the active sequence of the log at `area`, whose guid is the header's non-nil LogGuid.
 ///
 /// # Errors
@@ -67,6 +80,11 @@ pub(crate) fn find_active(storage: &dyn Storage, area: &LogArea, findings: &mut 
 }
 
 impl Replay {
+    /// How many entries there are to apply.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Applies the sequence to `target`, the file it was found in or an overlay of it: entry by entry, oldest first.
     ///
     /// Doing it twice, or again after a crash, does no harm. The caller syncs.

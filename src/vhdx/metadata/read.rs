@@ -213,7 +213,8 @@ impl Reader<'_> {
     }
 }
 
-fn is_known(item: &MetadataItem) -> bool {
+/// Whether the format, or other software's use of it, says what the item is. A user's items are their own business.
+pub(in crate::vhdx) fn is_known(item: &MetadataItem) -> bool {
     let required = [
         ITEM_FILE_PARAMETERS,
         ITEM_VIRTUAL_SIZE,

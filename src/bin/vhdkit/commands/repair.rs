@@ -17,6 +17,10 @@ Safe repairs change nothing that a reader of the disk sees: footers, headers and
 geometry, reserved fields. What loses or makes up data has to be allowed by name:
     unmap-lost-blocks   blocks outside of the file are given up; they show the parent, or zeros
     zero-extend         the file is made long enough for them; what was cut off becomes zeros
+    drop-log            VHDX: a log that cannot be read is given up, with the updates in it
+    unmap-shared-blocks VHDX: blocks whose space something else owns too are given up; the first owner keeps it
+    partial-to-parent   VHDX: blocks whose sector bitmap is missing show the parent ...
+    partial-to-data     ... or all bytes they have
 The ranges of the disk that this affects are listed.
 
 What is overwritten is first kept in the file .NAME.vhdkit-undo beside the image. A repair that was interrupted can be
