@@ -62,13 +62,15 @@ pub struct CheckedFinding {
     /// What was found.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub finding: Finding,
-    /// The error with which Windows refuses such a file, where there is one.
+    /// The name Windows gives it, where it has one; none for a warning about a file that Windows takes.
     pub windows_name: Option<&'static str>,
 }
 
 impl From<&Finding> for CheckedFinding {
     fn from(finding: &Finding) -> Self {
-        Self { windows_name: finding.problem.windows_name(), finding: finding.clone() }
+        let refused = finding.severity > Severity::Warning;
+        let windows_name = finding.problem.windows_name().filter(|_| refused);
+        Self { windows_name, finding: finding.clone() }
     }
 }
 

@@ -71,8 +71,8 @@ impl Vhd {
             findings.retract_repair(|problem| problem.structure == Structure::VhdFooter && is_loss(problem.fault));
         }
         blocks::check(self, sparse, deep, findings)?;
-        let trailing_bytes = self.trailing(&survey);
-        note_leaks(&survey, (self.tail_at, trailing_bytes), findings);
+        let trailing_bytes = self.unowned_end(sparse, &survey);
+        note_leaks(&survey, trailing_bytes, findings);
         let leaked_bytes = survey.gaps.saturating_add(trailing_bytes);
         Ok(CheckSummary { file_size, virtual_size, allocated_blocks: survey.allocated, leaked_bytes, trailing_bytes })
     }
@@ -81,6 +81,16 @@ impl Vhd {
     pub(super) fn trailing(&self, survey: &Survey) -> u64 {
         let bytes = self.tail_at.saturating_sub(space::tail_position(survey.end));
         if self.sparse.as_ref().is_some_and(|sparse| bytes >= least_leak(sparse)) { bytes } else { 0 }
+    }
+
+    /// Bytes behind the data that not even a block that cannot be read may be part of.
+    fn unowned_end(&self, sparse: &Sparse, survey: &Survey) -> u64 {
+        let inside = |lost: &&Lost| lost.fault == Fault::Range && lost.start < self.tail_at;
+        let all = self.trailing(survey);
+        survey.lost.iter().filter(inside).map(|lost| lost.start).min().map_or(all, |start| {
+            let bytes = start.saturating_sub(survey.end);
+            if bytes >= least_leak(sparse) { bytes.min(all) } else { 0 }
+        })
     }
 
     /// Every part of the file that is no block, in no order.
@@ -126,7 +136,7 @@ fn compare(owned: &[Owned], findings: &mut Findings) {
     }
 }
 
-fn note_leaks(survey: &Survey, (tail_at, trailing): (u64, u64), findings: &mut Findings) {
+fn note_leaks(survey: &Survey, trailing: u64, findings: &mut Findings) {
     if survey.gaps > 0 {
         let found = format_args!("{} bytes between the blocks that nothing owns", survey.gaps);
         findings.note(Severity::Warning, Problem::new(Structure::VhdBlock, Fault::Leaked, found, "none"));
@@ -134,7 +144,7 @@ fn note_leaks(survey: &Survey, (tail_at, trailing): (u64, u64), findings: &mut F
     if trailing > 0 {
         let found = format_args!("{trailing} bytes behind the data that nothing owns");
         let problem = Problem::new(Structure::File, Fault::Leaked, found, "a footer right behind the data");
-        let problem = problem.at(FileOffset(tail_at.saturating_sub(trailing)));
+        let problem = problem.at(FileOffset(survey.end));
         if survey.lost.is_empty() {
             findings.note_repairable(Severity::Warning, problem);
         } else {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod chains;
+mod mending;
 mod merging;
 mod parents;
 mod real_images;

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The size and SHA-256 of what a run writes to its standard output.
-fn output_digest(tool: &Tool, line: &str) -> (u64, String) {
+pub(crate) fn output_digest(tool: &Tool, line: &str) -> (u64, String) {
     let mut child = tool.command(line).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut digest = Sha256::new();
@@ -33,11 +33,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn file_digest(path: &Path) -> String {
+pub(crate) fn file_digest(path: &Path) -> String {
     hex(&Sha256::digest(fs::read(path).unwrap()))
 }
 
-fn line(verb: &str, path: &Path, rest: &str) -> String {
+pub(crate) fn line(verb: &str, path: &Path, rest: &str) -> String {
     format!("{verb} {} {rest}", path.display())
 }
 

@@ -8,7 +8,10 @@ use std::fs::File;
 fn help_of_every_verb_has_examples() {
     let tool = Tool::new();
     let top = tool.text("--help");
-    for verb in ["info", "create", "read", "write", "convert", "merge", "reparent", "chain"] {
+    for verb in [
+        "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "check",
+        "repair",
+    ] {
         assert!(top.contains(verb), "{verb} is not in the help");
         let help = tool.text(&format!("{verb} --help"));
         assert!(help.contains("Examples"), "{verb}: {help}");

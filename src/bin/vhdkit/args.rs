@@ -28,7 +28,7 @@ The leaf of a chain is depth 1, its parent depth 2, and so on.
 
 Exit codes:
     0  done
-    1  something was found: check, an error; chain, an image that does not open
+    1  something was found: check and repair, an error that stays; chain, an image that does not open
     2  wrong arguments
     3  reading or writing failed: no such file, no space, read-only, I/O error
     4  the image is damaged, of no known format, or needs something unsupported

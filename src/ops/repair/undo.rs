@@ -49,6 +49,9 @@ struct Run {
     zeroed: bool,
 }
 
+/// Sectors of the image and the CRC-32C of what a repair writes there; sorted.
+type Marks = Vec<(u64, u32)>;
+
 /// What an undo file says, its bytes left where they are.
 #[derive(Debug)]
 pub(super) struct Undo {
@@ -57,8 +60,7 @@ pub(super) struct Undo {
     lengths: Range<u64>,
     /// Each with the place of its bytes in the undo file.
     runs: Vec<(Run, u64)>,
-    /// Sorted.
-    marks: Vec<(u64, u32)>,
+    marks: Marks,
 }
 
 impl Undo {
@@ -225,7 +227,7 @@ fn changed(what: std::fmt::Arguments<'_>) -> Error {
 }
 
 /// What each sector holds after each write of `steps`, and between which lengths the file is meanwhile.
-fn foresee(image: &Arc<dyn Storage>, steps: &[Step]) -> Result<(Vec<(u64, u32)>, Range<u64>)> {
+fn foresee(image: &Arc<dyn Storage>, steps: &[Step]) -> Result<(Marks, Range<u64>)> {
     let failed = |error| Error::io("foresee the repair", error);
     let overlay = OverlayStorage::new(Arc::clone(image)).map_err(failed)?;
     let len = length(&**image)?;

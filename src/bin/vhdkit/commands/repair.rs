@@ -9,8 +9,8 @@ use crate::output::{self, Failure};
 use crate::size;
 use clap::Args;
 use std::path::PathBuf;
-use vhdkit::RepairKind;
 use vhdkit::ops::{self, RepairOptions, RepairReport};
+use vhdkit::{RepairKind, Severity};
 
 const EXAMPLES: &str = "\
 Safe repairs change nothing that a reader of the disk sees: footers, headers and copies, the log, the end of the file,
@@ -25,6 +25,11 @@ The ranges of the disk that this affects are listed.
 
 What is overwritten is first kept in the file .NAME.vhdkit-undo beside the image. A repair that was interrupted can be
 run again or undone.
+
+Exit codes:
+    0  done, and no error is left
+    1  done as far as is allowed, and errors are left: they are listed
+  and the ones of every verb; 4 when the image cannot be repaired.
 
 Examples:
     vhdkit repair --dry-run disk.vhd                  show what it would do and change nothing
@@ -58,7 +63,7 @@ pub(crate) struct RepairArgs {
 /// Does it.
 ///
 /// # Errors
-/// Those of the repair.
+/// Those of the repair; `Found` when errors are left that it did not mend.
 pub(crate) fn run(args: &RepairArgs, session: &Session) -> Result<(), Failure> {
     if args.undo {
         let report = ops::undo_repair(&args.image)?;
@@ -73,7 +78,13 @@ pub(crate) fn run(args: &RepairArgs, session: &Session) -> Result<(), Failure> {
     let options = RepairOptions::new().dry_run(args.dry_run).discard_undo(args.discard_undo);
     let options = args.allow.iter().fold(options, |options, &kind| options.allow(kind));
     let report = ops::repair(&args.image, &options)?;
-    if args.json { output::print_json(&report) } else { output::say(session.display, &text(&report)) }
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::say(session.display, &text(&report))?;
+    }
+    let serious = report.findings.iter().any(|found| found.finding.severity >= Severity::Error);
+    if serious && !args.dry_run { Err(Failure::Found) } else { Ok(()) }
 }
 
 fn text(report: &RepairReport) -> String {
