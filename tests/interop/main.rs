@@ -5,4 +5,5 @@ mod qemu_locks;
 mod support;
 mod vhd;
 mod vhdx;
+mod vhdx_repair;
 mod vhdx_write;
