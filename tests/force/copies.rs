@@ -1,7 +1,7 @@
 //! `write` and `convert` killed at random moments.
 
 use crate::lab::{DISK, FORMATS, LEAF, Lab, pattern, read, view_of};
-use crate::program::{Dice, End, Running, ok, run, vhdkit};
+use crate::program::{Dice, End, Running, ok, run, say, vhdkit};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
@@ -76,7 +76,7 @@ fn a_killed_write_leaves_each_sector_old_or_new() {
             assert_eq!(run(write(lab)).code, Some(0), "it takes writes again");
             lab.assert_shows(LEAF, &new, "after it was mended and written");
         });
-        println!("{format}: {KILLS} writes killed, {halves} of them in the middle, {mended} needed mending");
+        say(format_args!("{format}: {KILLS} writes killed, {halves} of them in the middle, {mended} needed mending"));
         assert!(halves > 0, "no kill came in the middle");
     }
 }
@@ -123,7 +123,7 @@ fn a_killed_convert_leaves_no_half_image_under_the_new_name() {
             }
             lab.assert_shows(LEAF, view_of(format, LEAF), "after a kill of convert");
         });
-        println!("{format}: {KILLS} conversions killed, {left} left a hidden partial file");
+        say(format_args!("{format}: {KILLS} conversions killed, {left} left a hidden partial file"));
         assert!(left > 0, "no kill came in the middle");
     }
 }

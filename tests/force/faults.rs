@@ -1,6 +1,7 @@
 //! Merges over a file whose medium fails once.
 
 use crate::lab::{BASE, FORMATS, LEAF, Lab, MIB, MIDDLE, assert_same, quiet, view_of};
+use crate::program::say;
 use std::sync::Arc;
 use vhdkit::chain::{Chain, Layer};
 use vhdkit::ops::{MergeOptions, merge_chain};
@@ -65,7 +66,7 @@ fn a_merge_over_a_failing_file_stops_and_a_rerun_finishes() {
     for format in FORMATS {
         for operation in [SimOperation::Read, SimOperation::Write, SimOperation::Sync] {
             let failed = (0..6).filter(|&power| fails_once(format, operation, (1 << power) - 1)).count();
-            println!("{format}: {failed} merges stopped by a failed {operation:?}");
+            say(format_args!("{format}: {failed} merges stopped by a failed {operation:?}"));
             assert!(failed > 2, "{format}: no {operation:?} of a merge failed");
         }
     }

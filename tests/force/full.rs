@@ -4,7 +4,7 @@
 //! mounted, files that may not grow past a limit (`RLIMIT_FSIZE`) stand in for it. Which it was is printed.
 
 use crate::lab::{BASE, Edits, FORMATS, KIB, LEAF, Lab, MIB, MIDDLE};
-use crate::program::{End, Running, run, succeeds, vhdkit};
+use crate::program::{End, Running, run, say, succeeds, vhdkit};
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::Write;
@@ -137,7 +137,7 @@ fn runs_out_on(small: &Small, format: Format) {
         assert!(lab.snapshot() == before, "a refused merge wrote");
         fs::remove_file(filler).unwrap();
         let at = finishes(&lab, &leaf);
-        println!("{format} on {}: ran out of space, the rerun went on at {at:?}", small.kind);
+        say(format_args!("{format} on {}: ran out of space, the rerun went on at {at:?}", small.kind));
         return;
     }
     panic!("the merge always ends before the space does");
@@ -163,7 +163,7 @@ fn a_merge_that_runs_out_of_space_loses_nothing_and_finishes_when_there_is_some(
         match &small {
             Some(small) => runs_out_on(small, format),
             None => {
-                println!("NO FILE SYSTEM COULD BE MOUNTED: {format} ran out at RLIMIT_FSIZE instead");
+                say(format_args!("NO FILE SYSTEM COULD BE MOUNTED: {format} ran out at RLIMIT_FSIZE instead"));
                 runs_out_at_a_limit(format);
             }
         }
@@ -178,7 +178,9 @@ fn a_file_size_limit_is_space_too() {
 #[test]
 fn a_merge_that_does_not_fit_is_refused_before_the_first_write() {
     let Some(small) = Small::new() else {
-        println!("SKIPPED: no file system of a few MiB can be mounted here, and a limit cannot stand in for one");
+        say(format_args!(
+            "SKIPPED: no file system of a few MiB can be mounted here, and a limit cannot stand in for one"
+        ));
         return;
     };
     for format in FORMATS {
@@ -194,14 +196,14 @@ fn a_merge_that_does_not_fit_is_refused_before_the_first_write() {
         assert!(lab.snapshot() == before, "a refused merge wrote");
         fs::remove_file(filler).unwrap();
         assert_eq!(finishes(&lab, &leaf), None);
-        println!("{format} on {}: refused up front", small.kind);
+        say(format_args!("{format} on {}: refused up front", small.kind));
     }
 }
 
 #[test]
 fn a_conversion_that_runs_out_of_space_leaves_no_file() {
     let Some(small) = Small::new() else {
-        println!("SKIPPED: no file system of a few MiB can be mounted here");
+        say(format_args!("SKIPPED: no file system of a few MiB can be mounted here"));
         return;
     };
     for format in FORMATS {

@@ -1,7 +1,7 @@
 //! Merges killed at random moments.
 
 use crate::lab::{BASE, FORMATS, LEAF, Lab, MIB, MIDDLE, pattern, view_of};
-use crate::program::{Dice, End, Running, ok, run, vhdkit};
+use crate::program::{Dice, End, Running, ok, run, say, vhdkit};
 use std::fs;
 use std::time::{Duration, Instant};
 use vhdkit::Format;
@@ -174,7 +174,7 @@ fn campaign(format: Format) {
         campaign.round(&FORMS[round % FORMS.len()]);
     }
     let tally = campaign.tally;
-    println!("{format}: a merge takes {:?}; {tally:?}", campaign.usual);
+    say(format_args!("{format}: a merge takes {:?}; {tally:?}", campaign.usual));
     assert!(tally.copying > KILLS / 3, "{tally:?}");
     assert!(tally.with_checkpoint > KILLS / 5, "{tally:?}");
     assert!(tally.resumed > KILLS / 20, "{tally:?}");

@@ -1,7 +1,7 @@
 //! Two programs at one chain.
 
 use crate::lab::{BASE, FORMATS, LEAF, Lab, MIDDLE, assert_same, read, view_of};
-use crate::program::{Dice, End, Running, ok, run, vhdkit};
+use crate::program::{Dice, End, Running, ok, run, say, vhdkit};
 use rustix::process::Signal;
 use std::fs::File;
 use std::time::Duration;
@@ -89,7 +89,7 @@ fn of_two_merges_started_at_once_one_wins() {
             }
             lab.assert_shows(LEAF, view_of(format, LEAF), "after two merges at once");
         }
-        println!("{format}: {contested} of {ROUNDS} pairs of merges met");
+        say(format_args!("{format}: {contested} of {ROUNDS} pairs of merges met"));
         assert!(contested > ROUNDS / 4, "{contested}");
     }
 }
@@ -134,7 +134,7 @@ impl Reads {
                         self.free += usize::from(merge.is_running());
                     }
                     Err(error) => {
-                        println!("{format}: a read without locks was refused: {error}");
+                        say(format_args!("{format}: a read without locks was refused: {error}"));
                         self.refused += 1;
                     }
                 }
@@ -157,7 +157,7 @@ fn readers_of_the_leaf_see_the_old_bytes_while_it_is_merged() {
             }
             reads.during(format, ["--depth 2", "--depth 1", "--from 2 --to 3"][round % 3], &mut dice);
         }
-        println!("{format}: reads of the leaf during merges: {reads:?}");
+        say(format_args!("{format}: reads of the leaf during merges: {reads:?}"));
         assert!(reads.still > ENOUGH && reads.free > ENOUGH, "{format}: {reads:?}");
         assert!(reads.refused < reads.free, "{format}: {reads:?}");
     }

@@ -4,7 +4,8 @@
 
 use crate::lab::FORKING;
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader, Read};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -14,6 +15,12 @@ use std::time::{Duration, Instant};
 
 /// The longest a test waits for the program to say something.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Says something past the test harness, which keeps what tests that pass print to itself: how often a run hit what it
+/// was aimed at is a result too.
+pub(crate) fn say(text: fmt::Arguments<'_>) {
+    io::stderr().write_all(format!("{text}\n").as_bytes()).expect("standard error is open");
+}
 
 /// The program with `line` cut at spaces as its arguments, in `folder`.
 pub(crate) fn vhdkit(folder: &Path, line: &str) -> Command {

@@ -1,7 +1,7 @@
 //! Merges asked to stop by the signals a person or a service manager sends.
 
 use crate::lab::{BASE, FORMATS, LEAF, Lab, view_of};
-use crate::program::{End, Running, ok, vhdkit};
+use crate::program::{End, Running, ok, say, vhdkit};
 use rustix::process::Signal;
 use vhdkit::Format;
 
@@ -65,6 +65,6 @@ fn a_second_signal_ends_a_merge_at_once_and_is_safe() {
             finishes(&lab);
         }
     }
-    println!("{at_once} merges of 12 were ended by the second signal");
+    say(format_args!("{at_once} merges of 12 were ended by the second signal"));
     assert!(at_once > 0, "none was quick enough");
 }
