@@ -29,7 +29,7 @@ use std::sync::Arc;
 /// repair that gives back leaked space, or replayed from a log made to be large.
 pub(super) const MAX_BYTES: u64 = 4 << 30;
 /// The most runs, at 24 bytes in memory each; a repair of the most lost blocks touches fewer sectors.
-pub(super) const MAX_RUNS: usize = 1 << 20;
+pub(super) const MAX_RUNS: usize = 1 << 17;
 /// The most marks, at 12 bytes in memory each: those of 1 GiB of writes.
 const MAX_MARKS: usize = 1 << 21;
 const MAGIC: [u8; 16] = *b"vhdkit-undo\0\0\0\0\0";
