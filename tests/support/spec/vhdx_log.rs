@@ -12,6 +12,10 @@ const MIB: u64 = 1 << 20;
 /// Identifier and headers: no descriptor may touch them.
 const UNLOGGED: u64 = 192 << 10;
 
+/// The answer to a log that zeroes more than this reader keeps as pages.
+pub const TOO_MANY_ZEROS: &str = "more zeros than this reader keeps";
+const MAX_ZEROS: u64 = 64 * MIB;
+
 /// Where the log lies and which entries belong to it.
 #[derive(Clone, Copy, Debug)]
 pub struct LogPlace {
@@ -202,6 +206,7 @@ pub fn replay<'a>(base: Box<dyn Bytes + 'a>, log: LogPlace) -> Outcome<Replayed<
         for update in entry.updates {
             match update {
                 Update::Page(at, page) => file.put(at, page),
+                Update::Zeros(_, len) if len > MAX_ZEROS => return Err(TOO_MANY_ZEROS.to_owned()),
                 Update::Zeros(at, len) => {
                     for at in (at..at + len).step_by(PAGE as usize) {
                         file.put(at, vec![0; PAGE as usize]);
