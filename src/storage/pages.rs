@@ -111,6 +111,26 @@ impl Pages {
     /// `InvalidInput` when `offset` is not a multiple of 4096; `UnexpectedEof` when the page starts at or past the end;
     /// what the storage answers.
     pub(crate) fn read(&self, offset: u64) -> io::Result<Arc<Page>> {
+        match self.read_whole(offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let there = self.storage.len()?.saturating_sub(offset).min(PAGE_BYTES) as usize;
+                if there == 0 || there == PAGE {
+                    return Err(error);
+                }
+                let mut page = [0; PAGE];
+                self.storage.read_exact_at(&mut page[..there], offset)?;
+                // Not kept: bytes appended later would not show.
+                Ok(Arc::new(page))
+            }
+            read => read,
+        }
+    }
+
+    /// The page at `offset` (a multiple of 4096), all of it in the file: for tables where a missing end is no zeros.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends inside or before it; what the storage answers.
+    pub(crate) fn read_whole(&self, offset: u64) -> io::Result<Arc<Page>> {
         let number = page_number(offset)?;
         let changes = {
             let mut shard = self.shard(number);
@@ -120,20 +140,7 @@ impl Pages {
             shard.changes
         };
         let mut page = [0; PAGE];
-        match self.storage.read_exact_at(&mut page, offset) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let there = self.storage.len()?.saturating_sub(offset).min(PAGE_BYTES) as usize;
-                if there == 0 || there == PAGE {
-                    return Err(error);
-                }
-                page.fill(0);
-                self.storage.read_exact_at(&mut page[..there], offset)?;
-                // Not kept: bytes appended later would not show.
-                return Ok(Arc::new(page));
-            }
-            Err(error) => return Err(error),
-        }
+        self.storage.read_exact_at(&mut page, offset)?;
         let page = Arc::new(page);
         let mut shard = self.shard(number);
         if shard.changes == changes {

@@ -143,7 +143,7 @@ impl Vhdx {
     /// The page of BAT or bitmap that holds file offset `at`.
     pub(super) fn map_page(&self, structure: Structure, at: u64) -> Result<Arc<Page>> {
         let start = at & !PAGE_LEN.saturating_sub(1);
-        self.pages.read(start).map_err(|error| {
+        self.pages.read_whole(start).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 Error::corrupt(
                     Problem::new(structure, Fault::Truncated, "end of file", "4096 bytes").at(FileOffset(start)),

@@ -332,3 +332,19 @@ fn question_outside_the_disk_is_invalid_input() {
         assert_eq!(image.extent_at(offset, limit).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 }
+
+/// Bug this finds: a table cut off inside a page, whose missing end reads as blocks that were never written.
+#[test]
+fn a_table_that_ends_with_the_file_is_an_error_and_never_zeros() {
+    for differencing in [false, true] {
+        let disk = Handmade::new(64 * MIB, MIB, 512, differencing);
+        for len in [BAT + 100, BAT + 8 * 20] {
+            let cut = Arc::new(disk.storage.as_ref().clone());
+            cut.set_len(len).unwrap();
+            let image = Vhdx::open(cut, Access::Read, &mut Findings::new()).unwrap();
+            let error = image.extent_at(40 * MIB, MIB).unwrap_err();
+            let problem = error.problem().unwrap();
+            assert_eq!((problem.structure, problem.fault), (Structure::VhdxBat, Fault::Truncated));
+        }
+    }
+}
