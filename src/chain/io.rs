@@ -98,7 +98,8 @@ impl Chain {
     /// As [`write_at`](Self::write_at).
     pub fn discard(&mut self, range: Range<u64>) -> Result<()> {
         self.range_inside(range.start, to_len(range.end.saturating_sub(range.start))?)?;
-        let block = self.layer(0)?.image().block_size().map_or(1, u64::from);
+        // An image without blocks gives back sectors.
+        let block = self.layer(0)?.image().block_size().unwrap_or(self.logical_sector_size()).into();
         let first = round_up(range.start, block).ok_or_else(outside)?;
         let last = if range.end == self.virtual_size() { range.end } else { round_down(range.end, block) };
         if first < last { self.zero_aligned(first..last) } else { Ok(()) }
