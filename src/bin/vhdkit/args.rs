@@ -1,7 +1,13 @@
 //! The command line as data.
 //!
-//! Owns: the verbs, the options that several of them share, and what those mean to the library. Must not know: what a
-//! verb does.
+//! Owns: the verbs, and what a signal does to each. Must not know: what a verb does; what the options that several of
+//! them share mean ([`parents`], [`images`]).
+
+mod images;
+mod parents;
+
+pub(crate) use images::{RawArgs, SourceArgs, TargetFormat, format_of_name};
+pub(crate) use parents::{ParentArgs, PlaceArgs};
 
 use crate::Session;
 use crate::commands::chain::{self, ChainArgs};
@@ -15,12 +21,8 @@ use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::write::{self, WriteArgs};
 use crate::interrupt::OnSignal;
-use crate::output::{self, Failure};
+use crate::output::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::{Path, PathBuf};
-use vhdkit::chain::{ChainOptions, ParentPolicy, PathMap};
-use vhdkit::storage::Access;
-use vhdkit::{ErrorKind, Format, Result};
 
 const AFTER_HELP: &str = "\
 Sizes are bytes, or take a unit: 512, 64K, 10G, 1.5T (powers of 1024).
@@ -140,168 +142,6 @@ pub(crate) enum ProgressMode {
     Json,
 }
 
-/// Where parents may come from.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Parents")]
-pub(crate) struct ParentArgs {
-    /// The file of the next parent, whatever the images say; repeat it for further ones, nearest the leaf first. Its
-    /// identity is checked all the same
-    #[arg(long = "parent", value_name = "FILE")]
-    pub(crate) files: Vec<PathBuf>,
-    #[command(flatten)]
-    pub(crate) places: PlaceArgs,
-}
-
-/// Where parents may come from when they are not named.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Parents")]
-pub(crate) struct PlaceArgs {
-    /// Which files an image may name as its parent: those in its own directory (same-dir), those below a directory
-    /// (under=DIR), any file (any), or only those given with --parent (none)
-    #[arg(long = "parents", value_name = "POLICY", default_value = "same-dir", value_parser = policy)]
-    policy: ParentPolicy,
-    /// The Windows directory FROM, as images spell it, is DIR here; repeatable. FROM is a drive, a share, or a directory
-    /// of one ('D:\VMs', '\\srv\share'), with or without \\?\, in any case. Files below DIR may then be opened
-    #[arg(long = "map", value_name = "FROM=DIR", value_parser = map)]
-    maps: Vec<PathMap>,
-    /// Search DIR and everything below it, by identity, for parents that no path leads to; repeatable. Files below DIR
-    /// may then be opened
-    #[arg(long = "search", value_name = "DIR", value_parser = directory)]
-    pub(crate) search: Vec<PathBuf>,
-}
-
-impl PlaceArgs {
-    /// How a chain is opened.
-    pub(crate) fn options(&self) -> ChainOptions {
-        let options = ChainOptions::new().policy(self.policy.clone());
-        let options = self.maps.iter().cloned().fold(options, ChainOptions::path_map);
-        self.search.iter().fold(options, ChainOptions::search)
-    }
-}
-
-impl ParentArgs {
-    /// How a chain is opened, all `--parent` files counting as parents of its leaf.
-    pub(crate) fn options(&self) -> ChainOptions {
-        self.options_after(0)
-    }
-
-    /// As [`options`](Self::options), the first `used` files being spoken for.
-    pub(crate) fn options_after(&self, used: usize) -> ChainOptions {
-        self.files.iter().skip(used).fold(self.places.options(), ChainOptions::parent)
-    }
-}
-
-/// `FROM=DIR`, cut at the first `=`: a directory here may have one in its name.
-fn map(text: &str) -> Result<PathMap, String> {
-    let (from, to) = text.split_once('=').ok_or("use FROM=DIR, such as 'D:\\VMs=/srv/vms'")?;
-    PathMap::new(from, directory(to)?).map_err(|error| error.to_string())
-}
-
-fn directory(text: &str) -> Result<PathBuf, String> {
-    if Path::new(text).is_dir() { Ok(text.into()) } else { Err(format!("{text:?} is not a directory")) }
-}
-
-fn policy(text: &str) -> Result<ParentPolicy, String> {
-    match text.split_once('=') {
-        None if text == "same-dir" => Ok(ParentPolicy::SameDirectory),
-        None if text == "any" => Ok(ParentPolicy::Anywhere),
-        None if text == "none" => Ok(ParentPolicy::Explicit),
-        Some(("under", name)) => directory(name).map(ParentPolicy::Under),
-        _ => Err("use same-dir, under=DIR, any or none".to_owned()),
-    }
-}
-
-/// A chain that is only read.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct SourceArgs {
-    #[command(flatten)]
-    pub(crate) parents: ParentArgs,
-    #[command(flatten)]
-    pub(crate) raw: RawArgs,
-    /// Do not lock the files: they can be read while a writer has them open, and what is shown is whatever it has got to
-    #[arg(long)]
-    pub(crate) no_lock: bool,
-    /// Open every file for reading only. This verb never does otherwise; a dirty log is replayed in memory
-    #[arg(long)]
-    pub(crate) read_only: bool,
-}
-
-impl SourceArgs {
-    /// How the chain is opened.
-    pub(crate) fn options(&self) -> ChainOptions {
-        self.parents.options().raw(self.raw.is_raw()).locked(!self.no_lock).access(Access::Read)
-    }
-
-    /// `failure`, with the likely reason when files were read that somebody may be writing.
-    fn explain(&self, failure: Failure) -> Failure {
-        match failure {
-            Failure::Error(error) if self.no_lock && error.kind() != ErrorKind::InvalidInput => Failure::Error(
-                error.with_hint("read without a lock: if a program is writing the chain just now, try once more"),
-            ),
-            other => other,
-        }
-    }
-}
-
-/// What the caller knows of the image.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct RawArgs {
-    /// The image is a raw disk. VHD and VHDX are recognised; a raw disk never is
-    #[arg(short = 'f', long = "source-format", value_name = "FORMAT")]
-    format: Option<SourceFormat>,
-}
-
-impl RawArgs {
-    /// Whether the image is a raw disk.
-    pub(crate) fn is_raw(&self) -> bool {
-        self.format.is_some()
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum SourceFormat {
-    /// A flat file
-    Raw,
-}
-
-/// A format of `convert`'s target.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum TargetFormat {
-    /// A flat file
-    Raw,
-    /// VHD, up to 2040 GiB
-    Vhd,
-    /// VHDX, up to 64 TiB
-    Vhdx,
-}
-
-impl From<TargetFormat> for Format {
-    fn from(format: TargetFormat) -> Self {
-        match format {
-            TargetFormat::Raw => Self::Raw,
-            TargetFormat::Vhd => Self::Vhd,
-            TargetFormat::Vhdx => Self::Vhdx,
-        }
-    }
-}
-
-/// The format that the name of a new file means.
-///
-/// # Errors
-/// `InvalidInput`: the name ends in none of .vhd, .vhdx, .raw, .img.
-pub(crate) fn format_of_name(path: &Path, option: &str) -> Result<Format> {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    match extension.as_deref() {
-        Some("vhd") => Ok(Format::Vhd),
-        Some("vhdx") => Ok(Format::Vhdx),
-        Some("raw" | "img") => Ok(Format::Raw),
-        _ => {
-            let error = output::usage("the name does not say which format the new image is to have").with_path(path);
-            Err(error.with_hint(format_args!("say it with {option}, or let the name end in .vhd or .vhdx")))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,36 +150,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn policies_are_read() {
-        assert_eq!(policy("same-dir"), Ok(ParentPolicy::SameDirectory));
-        assert_eq!(policy("any"), Ok(ParentPolicy::Anywhere));
-        assert_eq!(policy("none"), Ok(ParentPolicy::Explicit));
-        assert_eq!(policy("under=/"), Ok(ParentPolicy::Under("/".into())));
-        assert!(policy("under=/no/such/directory").is_err());
-        assert!(policy("under").is_err());
-        assert!(policy("same-dir=x").is_err());
-    }
-
-    #[test]
-    fn maps_are_read() {
-        assert_eq!(map("D:\\VMs=/"), PathMap::new("D:\\VMs", "/").map_err(|error| error.to_string()));
-        assert!(map("\\\\srv\\share=/").is_ok());
-        for wrong in ["", "D:\\VMs", "D:\\VMs=", "D:\\VMs=/no/such/directory", "VMs=/", "=/"] {
-            assert!(map(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn names_say_the_format() {
-        let format = |name: &str| format_of_name(Path::new(name), "-O").ok();
-        assert_eq!(format("a.vhd"), Some(Format::Vhd));
-        assert_eq!(format("dir.d/A.VHDX"), Some(Format::Vhdx));
-        assert_eq!(format("a.raw"), Some(Format::Raw));
-        assert_eq!(format("a.img"), Some(Format::Raw));
-        assert_eq!(format("a.vhdx.bak"), None);
-        assert_eq!(format("vhd"), None);
     }
 }
