@@ -43,6 +43,15 @@ struct Changes<'a> {
 
 /// Plans all repairs of entries.
 pub(super) fn mend(plan: &mut Plan<'_>) -> Result<()> {
+    if mend_once(plan)? {
+        // Who owns what is known inside the file only: what lay past its end may have two owners.
+        mend_once(plan)?;
+    }
+    Ok(())
+}
+
+/// Plans the repairs of what can be seen in the file as it is. True when that makes the file longer.
+fn mend_once(plan: &mut Plan<'_>) -> Result<bool> {
     let image = plan.open()?;
     let mut changes = Changes::new(&image, plan.allow, image.file_len()?);
     image.survey(changes.file_len, &mut |index, raw, flaw| changes.decide(index, raw, &flaw))?;
@@ -56,7 +65,7 @@ pub(super) fn mend(plan: &mut Plan<'_>) -> Result<()> {
     ] {
         changes.plan(kind, plan)?;
     }
-    Ok(())
+    Ok(changes.extend_to > changes.file_len)
 }
 
 /// What of the disk lies past `old_len` in the file, which was made longer since.

@@ -216,6 +216,18 @@ fn first_owner_of_shared_space_keeps_it() {
     assert_eq!(shown(&open(storage))[256], "2");
 }
 
+/// Blocks 0 and 5 both lie at 9 MiB, where the file, cut off at 4 MiB, has no owners to compare.
+#[test]
+fn blocks_that_share_space_past_the_end_do_not_share_it_after_the_end_came_back() {
+    let storage = sample(DiskKind::Fixed);
+    set(&*storage, 0, 9 * MIB + FULL);
+    storage.set_len(4 * MIB).unwrap();
+    let steps = mend(&storage, &[RepairKind::ZeroExtend, RepairKind::UnmapSharedBlocks]);
+    assert_eq!(kinds(&steps), [RepairKind::ZeroExtend, RepairKind::UnmapSharedBlocks]);
+    assert_eq!((losses(&steps[0]), losses(&steps[1])), (vec![(0, 8 * MIB)], vec![(5 * MIB, 6 * MIB)]));
+    assert_eq!(storage.len().unwrap(), 12 * MIB);
+}
+
 #[test]
 fn blocks_without_a_sector_bitmap_show_what_was_chosen() {
     let damaged = || {
