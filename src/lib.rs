@@ -11,7 +11,7 @@
 //! 7  ops                        create convert merge ...
 //! 6  chain                      who is whose parent; the composed map
 //! 5  image                      enum over formats: probe, open, info
-//! 4  vhd  vhdx  raw  |  copy    formats and the copier are siblings
+//! 4  vhd  vhdx  raw  |  copy  |  guest   formats, the copier, and what guests put on disks are siblings
 //! 3  map  link  mend            the seam between them
 //! 2  storage                    bytes at offsets, one barrier, locks, faults
 //! 1  finding watch
@@ -23,6 +23,7 @@ pub mod chain;
 mod copy;
 mod error;
 mod finding;
+pub mod guest;
 mod guid;
 mod image;
 mod link;

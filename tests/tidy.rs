@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 8] = [
     &["finding", "watch"],
     &["storage"],
     &["map", "link", "mend"],
-    &["vhd", "vhdx", "raw", "copy"],
+    &["vhd", "vhdx", "raw", "copy", "guest"],
     &["image"],
     &["chain"],
     &["ops"],
