@@ -12,8 +12,12 @@ mod job;
 mod merge;
 #[cfg(feature = "serde")]
 mod paths;
+#[cfg(feature = "registry")]
+mod registry;
 mod repair;
 mod reparent;
+#[cfg(feature = "registry")]
+mod session;
 mod transfer;
 
 pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
@@ -29,3 +33,8 @@ pub use merge::{
 };
 pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, undo_file, undo_repair};
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};
+#[cfg(feature = "registry")]
+pub use session::{
+    AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
+    SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
+};

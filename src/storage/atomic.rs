@@ -93,7 +93,7 @@ impl AtomicFile {
         if overwrite {
             self.replace()?;
         } else {
-            self.rename_new()?;
+            rename_new(&self.temporary, &self.target)?;
         }
         self.committed = true;
         sync_directory_of(&self.target)
@@ -116,21 +116,25 @@ impl AtomicFile {
             Err(source) => Err(Error::io("examine the file to overwrite", source).with_path(&self.target)),
         }
     }
+}
 
-    fn rename_new(&self) -> Result<()> {
-        let named = match offload::rename_new(&self.temporary, &self.target) {
-            // A hard link refuses an existing name too. The second name is then removed; if that fails it is litter.
-            Ok(false) => fs::hard_link(&self.temporary, &self.target).map(|()| {
-                let _ = fs::remove_file(&self.temporary);
-            }),
-            Ok(true) => Ok(()),
-            Err(source) => Err(source),
-        };
-        named.map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => already_there(&self.target),
-            _ => Error::io("give the new file its name", source).with_path(&self.target),
-        })
-    }
+/// Gives the file `from` the name `to` in the same file system, unless something has it.
+///
+/// # Errors
+/// `Refused` when the name is taken; what the system answers.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    let named = match offload::rename_new(from, to) {
+        // A hard link refuses an existing name too. The second name is then removed; if that fails it is litter.
+        Ok(false) => fs::hard_link(from, to).map(|()| {
+            let _ = fs::remove_file(from);
+        }),
+        Ok(true) => Ok(()),
+        Err(source) => Err(source),
+    };
+    named.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => already_there(to),
+        _ => Error::io("give the new file its name", source).with_path(to),
+    })
 }
 
 impl Drop for AtomicFile {

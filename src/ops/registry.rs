@@ -1,0 +1,289 @@
+//! A directory of small records: what operations that outlive a process remember.
+//!
+//! Owns: how a record is written, read, listed and removed, and the lock of the directory. Must not know: what a record
+//! says.
+//!
+//! Each record is one JSON file, replaced in one step (written under another name, synced, renamed, the directory
+//! synced), so that a reader sees the old one or the new one. Records are read as untrusted bytes: a length limit, and a
+//! version that must be known.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::atomic::{AtomicFile, sync_directory_of};
+use crate::storage::{Access, FileStorage, Lock, Storage};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The longest record that is read: a set of a thousand disks takes some hundred kilobytes.
+const MAX_BYTES: u64 = 16 << 20;
+/// The most records of one kind in a directory.
+const MAX_RECORDS: usize = 10_000;
+/// The longest name of a record; file systems end names at 255 bytes.
+const MAX_NAME: usize = 128;
+/// The version this program writes, and the newest it reads.
+const VERSION: u32 = 1;
+/// The name of the directory beside the images.
+const DEFAULT_NAME: &str = ".vhdkit";
+/// The file whose lock stands for the directory's.
+const LOCK_NAME: &str = "lock";
+
+/// A record with its version around it.
+#[derive(Deserialize, Serialize)]
+struct Envelope<T> {
+    version: u32,
+    record: T,
+}
+
+/// Only the version: what is read first, as a newer record may have another shape.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub(super) struct Registry {
+    directory: PathBuf,
+}
+
+/// The directory's lock; dropped, it is free again.
+#[derive(Debug)]
+pub(super) struct Held {
+    _file: FileStorage,
+}
+
+impl Registry {
+    /// The records in `directory`, which need not exist yet.
+    pub(super) fn at(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    /// The directory of records beside the image at `path`.
+    pub(super) fn beside(path: &Path) -> Self {
+        Self::at(path.with_file_name(DEFAULT_NAME))
+    }
+
+    /// Where it is.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the directory when it is not there, and takes its lock: there is one writer at a time.
+    ///
+    /// # Errors
+    /// `InUse` when another process, or another operation of this one, has it; what the system answers.
+    pub(super) fn hold(&self) -> Result<Held> {
+        self.make()?;
+        let path = self.directory.join(LOCK_NAME);
+        let made = match fs::OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(Error::io("create the lock", error).with_path(&path)),
+        };
+        made?;
+        let file = FileStorage::open(&path, Access::Write, Lock::Exclusive).map_err(|error| {
+            if error.kind() != ErrorKind::InUse {
+                return error;
+            }
+            let busy = Error::new(ErrorKind::InUse, "another operation works with these records");
+            busy.with_path(&self.directory).with_hint("wait until it has ended; a process that died holds no lock")
+        })?;
+        Ok(Held { _file: file })
+    }
+
+    /// The directory, for its owner alone: records can name programs to run.
+    fn make(&self) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        let failed = |error| Error::io("create the directory of records", error).with_path(&self.directory);
+        if self.directory.is_dir() {
+            return Ok(());
+        }
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&self.directory).map_err(failed)?;
+        sync_directory_of(&self.directory)
+    }
+
+    fn path(&self, kind: &str, name: &str) -> PathBuf {
+        self.directory.join(format!("{kind}-{name}.json"))
+    }
+
+    /// Writes the record `name` of `kind`; durable on return.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is no file name, and for paths that are not UTF-8; what the system answers.
+    pub(super) fn save<T: Serialize>(&self, kind: &str, name: &str, record: &T) -> Result<()> {
+        require_name(name)?;
+        self.make()?;
+        let path = self.path(kind, name);
+        let text = serde_json::to_vec_pretty(&Envelope { version: VERSION, record }).map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, format_args!("the record cannot be written: {error}"))
+                .with_path(&path)
+                .with_hint("records are JSON: names of files must be UTF-8")
+        })?;
+        let file = AtomicFile::create(&path)?;
+        let written = file.storage().write_all_at(&text, 0);
+        written.map_err(|error| Error::io("write the record", error).with_path(&path))?;
+        file.commit(true)
+    }
+
+    /// The record `name` of `kind`, or `None`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is no file name; as [`read_record`].
+    pub(super) fn load<T: DeserializeOwned>(&self, kind: &str, name: &str) -> Result<Option<T>> {
+        require_name(name)?;
+        match read_record(&self.path(kind, name)) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether nobody but this user (or root) can have written the record: what it names may be run.
+    pub(super) fn is_private(&self, kind: &str, name: &str) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let own = rustix::process::geteuid().as_raw();
+        let private = |path: &Path| {
+            fs::metadata(path).is_ok_and(|found| (found.uid() == own || found.uid() == 0) && found.mode() & 0o022 == 0)
+        };
+        private(&self.directory) && private(&self.path(kind, name))
+    }
+
+    /// The names of the records of `kind`, sorted; none when there is no such directory.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there are more than [`MAX_RECORDS`]; what the system answers.
+    pub(super) fn names(&self, kind: &str) -> Result<Vec<String>> {
+        let failed = |error| Error::io("list the records", error).with_path(&self.directory);
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let prefix = format!("{kind}-");
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            let name = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".json"));
+            let Some(name) = name.filter(|name| require_name(name).is_ok()) else { continue };
+            if names.len() >= MAX_RECORDS {
+                let message = format_args!("more than {MAX_RECORDS} records").to_string();
+                return Err(Error::new(ErrorKind::InvalidInput, message).with_path(&self.directory));
+            }
+            names.push(name.to_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes the record; one that is not there is no error. Durable on return.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(super) fn remove(&self, kind: &str, name: &str) -> Result<()> {
+        require_name(name)?;
+        let path = self.path(kind, name);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_directory_of(&path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("remove the record", error).with_path(&path)),
+        }
+    }
+}
+
+/// Letters, digits, `-`, `_` and `.`, not beginning with a dot: a name that leads nowhere else.
+fn require_name(name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.is_empty() && name.len() <= MAX_NAME && !name.starts_with('.') && name.chars().all(fits) {
+        return Ok(());
+    }
+    let message = format_args!("{name:?} cannot be the name of a record").to_string();
+    let hint = format_args!("use up to {MAX_NAME} letters, digits, '-', '_' and '.'").to_string();
+    Err(Error::new(ErrorKind::InvalidInput, message).with_hint(hint))
+}
+
+/// Reads one record file.
+///
+/// # Errors
+/// `NotFound`; `Corrupt` when it is no record or longer than the limit; `Unsupported` when a newer program wrote it; what
+/// the system answers.
+pub(super) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let damaged = |why: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Corrupt, format_args!("this is no record of vhdkit: {why}")).with_path(path)
+    };
+    let file = FileStorage::open(path, Access::Read, Lock::None)?;
+    let failed = |error| Error::io("read the record", error).with_path(path);
+    let len = file.len().map_err(failed)?;
+    if len > MAX_BYTES {
+        return Err(damaged(&format_args!("{len} bytes, at most {MAX_BYTES} are read")));
+    }
+    let mut text = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(&mut text, 0).map_err(failed)?;
+    let version: Version = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    if version.version != VERSION {
+        let message = format_args!("a record of version {}, this program knows {VERSION}", version.version).to_string();
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .with_path(path)
+            .with_hint("use the program that wrote it"));
+    }
+    let envelope: Envelope<T> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    Ok(envelope.record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_replaced_listed_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::at(dir.path().join("records"));
+        assert_eq!(registry.names("set").unwrap(), Vec::<String>::new());
+        assert_eq!(registry.load::<String>("set", "a").unwrap(), None);
+        registry.save("set", "b", &"one").unwrap();
+        registry.save("set", "a", &"two").unwrap();
+        registry.save("set", "b", &"three").unwrap();
+        registry.save("other", "c", &"four").unwrap();
+        assert_eq!(registry.names("set").unwrap(), ["a", "b"]);
+        assert_eq!(registry.load::<String>("set", "b").unwrap().as_deref(), Some("three"));
+        registry.remove("set", "b").unwrap();
+        registry.remove("set", "b").unwrap();
+        assert_eq!(registry.names("set").unwrap(), ["a"]);
+        let mut left: Vec<_> =
+            fs::read_dir(registry.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["other-c.json", "set-a.json"], "nothing temporary stays");
+    }
+
+    #[test]
+    fn what_is_no_record_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::at(dir.path());
+        let path = dir.path().join("set-x.json");
+        for (text, kind) in [
+            ("", ErrorKind::Corrupt),
+            ("{}", ErrorKind::Corrupt),
+            ("{\"version\":1}", ErrorKind::Corrupt),
+            ("{\"version\":1,\"record\":5}", ErrorKind::Corrupt),
+            ("{\"version\":2,\"novel\":true}", ErrorKind::Unsupported),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(registry.load::<String>("set", "x").unwrap_err().kind(), kind, "{text}");
+        }
+        fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert_eq!(registry.load::<String>("set", "x").unwrap_err().kind(), ErrorKind::Corrupt);
+        for name in ["", ".", "../x", "a/b", ".hidden", "a b", &"x".repeat(MAX_NAME + 1)] {
+            assert_eq!(registry.save("set", name, &1).unwrap_err().kind(), ErrorKind::InvalidInput, "{name}");
+        }
+    }
+
+    #[test]
+    fn one_at_a_time_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::at(dir.path().join("records"));
+        let held = registry.hold().unwrap();
+        assert_eq!(registry.hold().unwrap_err().kind(), ErrorKind::InUse);
+        drop(held);
+        registry.hold().unwrap();
+    }
+}

@@ -1,0 +1,550 @@
+//! Snapshot sets: a new leaf on each of several disks, all of them or none.
+//!
+//! Owns: the states of a session and the order in which disks and participants are dealt with. Must not know: how a
+//! record is kept, how an image is made.
+//!
+//! The order, each step durable before the next:
+//!
+//! 1. The record, then `prepare` of every participant, then `freeze` of every participant.
+//! 2. Every new leaf is made whole under a temporary name; the record says so.
+//! 3. The new leaves get their names; the record says that the set is there.
+//! 4. `thaw`, then `post`; the record goes.
+//!
+//! A process that dies before the end of step 3 leaves a record by which everything is taken back; one that dies later
+//! leaves a record by which everybody is released and the set stays.
+//!
+//! A session can be aborted until everybody is thawed. Merges and resyncs cannot: they are stopped and run again.
+
+mod journal;
+mod participant;
+
+pub use journal::{AbortReport, Phase, Recovered, SessionInfo, abort_session, recover_sessions, sessions};
+pub use participant::{Hooks, Moment, Participant, SetInfo};
+
+use super::create::{self, CreateOptions};
+use super::registry::{Held, Registry};
+use crate::chain::{Chain, ChainOptions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::guid;
+use crate::link::DiskKind;
+use crate::storage::atomic::sync_directory_of;
+use crate::storage::{FileIdentity, FileStorage, Storage};
+use crate::watch::Watch;
+use journal::{Journal, JournalDisk, JournalParticipant, KIND};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long participants may be frozen: what Windows allows a writer.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// The most disks of a set.
+const MAX_DISKS: usize = 1024;
+
+/// How a set is taken.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    registry: Option<PathBuf>,
+    freeze_limit: Duration,
+    chain: ChainOptions,
+    stop_before: Option<usize>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { registry: None, freeze_limit: FREEZE_LIMIT, chain: ChainOptions::default(), stop_before: None }
+    }
+}
+
+impl SessionOptions {
+    /// The record beside the first disk, ten seconds to be frozen.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps the record in `directory`, where one session is at work at a time; default `.vhdkit` beside the first disk.
+    #[must_use]
+    pub fn registry(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.registry = Some(directory.into());
+        self
+    }
+
+    /// How long it may take from the first `freeze` until all new leaves are there; default ten seconds. A set that
+    /// takes longer is aborted.
+    #[must_use]
+    pub fn freeze_limit(mut self, limit: Duration) -> Self {
+        self.freeze_limit = limit;
+        self
+    }
+
+    /// How the disks are opened. Without locks a disk may be in the hands of a program that knows what it does.
+    #[must_use]
+    pub fn chain(mut self, chain: ChainOptions) -> Self {
+        self.chain = chain;
+        self
+    }
+
+    /// Simulates a process that dies before its step `step`, the first being 0: the call answers `Cancelled` and
+    /// everything stays as it is.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn stop_before(mut self, step: usize) -> Self {
+        self.stop_before = Some(step);
+        self
+    }
+}
+
+/// A disk and the leaf it gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SnapshotDisk {
+    /// The leaf there is, which becomes the parent.
+    #[serde(serialize_with = "crate::ops::paths::path")]
+    pub leaf: PathBuf,
+    /// The new leaf.
+    #[serde(serialize_with = "crate::ops::paths::path")]
+    pub child: PathBuf,
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionState {
+    /// Nothing was done.
+    New,
+    /// Every participant knows of the set.
+    Prepared,
+    /// Every participant holds still.
+    Frozen,
+    /// The new leaves are there.
+    Committed,
+    /// Everybody goes on; the set stays.
+    Post,
+    /// Over, with a set.
+    Completed,
+    /// Over, without one.
+    Aborted,
+}
+
+impl fmt::Display for SessionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::New => "new",
+            Self::Prepared => "prepared",
+            Self::Frozen => "frozen",
+            Self::Committed => "committed",
+            Self::Post => "past its point of no return",
+            Self::Completed => "completed",
+            Self::Aborted => "aborted",
+        })
+    }
+}
+
+/// What a set came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionReport {
+    /// The session.
+    pub id: String,
+    /// The disks and their new leaves.
+    pub disks: Vec<SnapshotDisk>,
+    /// For how long participants were frozen, in milliseconds.
+    pub frozen_ms: u64,
+    /// What participants answered that did not like `post`.
+    pub post_failures: Vec<String>,
+    /// Sessions whose process had died, which were ended first.
+    pub recovered: Vec<Recovered>,
+}
+
+/// One snapshot set in the making. Serves one set; dropped before its end, it aborts.
+pub struct Session {
+    registry: Registry,
+    held: Option<Held>,
+    options: SessionOptions,
+    journal: Journal,
+    participants: Vec<Box<dyn Participant>>,
+    state: SessionState,
+    frozen_at: Option<Instant>,
+    frozen_ms: u64,
+    /// Held from freeze to thaw, so that nobody writes to a leaf that has become a parent.
+    chains: Vec<Chain>,
+    recovered: Vec<Recovered>,
+    aborted: Option<AbortReport>,
+    steps: usize,
+    dead: bool,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("journal", &self.journal).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session for `disks`. Nothing is done yet.
+    ///
+    /// # Errors
+    /// `InvalidInput` for no disks, too many, a disk or a new leaf named twice, a new leaf that names no file.
+    pub fn new(disks: Vec<SnapshotDisk>, options: &SessionOptions) -> Result<Self> {
+        let id = guid::fresh().simple().to_string();
+        if disks.len() > MAX_DISKS {
+            let message = format_args!("{} disks; a set has at most {MAX_DISKS}", disks.len()).to_string();
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let Some(first) = disks.first() else {
+            return Err(Error::new(ErrorKind::InvalidInput, "a snapshot set needs at least one disk"));
+        };
+        let registry = match &options.registry {
+            Some(directory) => Registry::at(directory),
+            None => Registry::beside(&first.leaf),
+        };
+        let disks = disks.iter().map(|disk| planned(disk, &id)).collect::<Result<Vec<_>>>()?;
+        let children: BTreeSet<&Path> = disks.iter().map(|disk| disk.child.as_path()).collect();
+        if children.len() < disks.len() {
+            return Err(Error::new(ErrorKind::InvalidInput, "two disks would get the same new leaf"));
+        }
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let journal = Journal { id, started, phase: Phase::Preparing, disks, participants: Vec::new() };
+        Ok(Self {
+            registry,
+            held: None,
+            options: options.clone(),
+            journal,
+            participants: Vec::new(),
+            state: SessionState::New,
+            frozen_at: None,
+            frozen_ms: 0,
+            chains: Vec::new(),
+            recovered: Vec::new(),
+            aborted: None,
+            steps: 0,
+            dead: false,
+        })
+    }
+
+    /// Adds a participant; they are told in this order, and released in the reverse one.
+    #[must_use]
+    pub fn participant(mut self, participant: Box<dyn Participant>) -> Self {
+        self.participants.push(participant);
+        self
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.journal.id
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        self.state
+    }
+
+    /// Checks the disks, ends what dead sessions left in the registry, and tells the participants.
+    ///
+    /// # Errors
+    /// `InUse` when another session is at work; `Refused` when a new leaf exists; `InvalidInput` when two disks are one
+    /// file or two participants have one name; those of opening a disk; a participant's own. After a failure the
+    /// session can only be aborted: those who were told have to hear of it.
+    pub fn prepare(&mut self) -> Result<()> {
+        self.require(SessionState::New, "prepared")?;
+        let held = self.registry.hold()?;
+        self.recovered = journal::recover_all(&self.registry, &held, None, &mut self.participants)?;
+        self.held = Some(held);
+        self.look()?;
+        self.journal.participants = self.told()?;
+        self.step()?;
+        self.save()?;
+        // From here on there is something to take back.
+        self.state = SessionState::Prepared;
+        for at in 0..self.participants.len() {
+            self.journal.participants[at].prepared = true;
+            self.step()?;
+            self.save()?;
+            self.participants[at].prepare(&self.journal.set())?;
+        }
+        Ok(())
+    }
+
+    /// Freezes the participants.
+    ///
+    /// # Errors
+    /// A participant's own, or that the time is up; the session is aborted then.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.require(SessionState::Prepared, "frozen")?;
+        let done = self.freeze_all();
+        self.or_abort(done)?;
+        self.state = SessionState::Frozen;
+        Ok(())
+    }
+
+    fn freeze_all(&mut self) -> Result<()> {
+        self.journal.phase = Phase::Freezing;
+        self.frozen_at = Some(Instant::now());
+        for at in 0..self.participants.len() {
+            self.journal.participants[at].frozen = true;
+            self.step()?;
+            self.save()?;
+            let left = self.time_left()?;
+            self.participants[at].freeze(&self.journal.set(), left)?;
+        }
+        self.time_left().map(drop)
+    }
+
+    /// Makes the new leaves, all of them or none.
+    ///
+    /// # Errors
+    /// Those of opening the disks and of writing; `Refused` when a name was taken meanwhile or the time is up. The
+    /// session is aborted then.
+    pub fn commit(&mut self) -> Result<()> {
+        self.require(SessionState::Frozen, "committed")?;
+        let done = self.commit_all();
+        self.or_abort(done)?;
+        self.state = SessionState::Committed;
+        Ok(())
+    }
+
+    fn commit_all(&mut self) -> Result<()> {
+        for at in 0..self.journal.disks.len() {
+            self.step()?;
+            self.make_child(at)?;
+        }
+        self.journal.phase = Phase::Committing;
+        self.step()?;
+        self.save()?;
+        for at in 0..self.journal.disks.len() {
+            self.step()?;
+            journal::give_name(&self.journal.disks[at])?;
+        }
+        self.time_left()?;
+        self.step()?;
+        self.journal.phase = Phase::Committed;
+        self.save()
+    }
+
+    /// The new leaf of disk `at`, whole and durable under its temporary name.
+    fn make_child(&mut self, at: usize) -> Result<()> {
+        let disk = &self.journal.disks[at];
+        let parent = Chain::open(&disk.leaf, &self.options.chain)?;
+        let options = CreateOptions::new(parent.leaf().image().format(), DiskKind::Differencing);
+        let file = Arc::new(FileStorage::create_new(&disk.temporary)?);
+        let storage = Arc::clone(&file) as Arc<dyn Storage>;
+        create::make(storage, &disk.child, &options, Some(&parent))?.close()?;
+        file.sync().map_err(|error| Error::io("sync the new leaf", error).with_path(&disk.temporary))?;
+        sync_directory_of(&disk.temporary)?;
+        drop(file);
+        let mark = journal::mark(&disk.temporary)?;
+        self.journal.disks[at].mark = mark;
+        self.chains.push(parent);
+        Ok(())
+    }
+
+    /// Lets the participants go on. From then on the set stays.
+    ///
+    /// # Errors
+    /// A participant's own; the session is aborted then.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.require(SessionState::Committed, "thawed")?;
+        let done = self.thaw_all();
+        self.or_abort(done)?;
+        self.state = SessionState::Post;
+        self.chains.clear();
+        Ok(())
+    }
+
+    fn thaw_all(&mut self) -> Result<()> {
+        for at in (0..self.participants.len()).rev() {
+            self.step()?;
+            self.participants[at].thaw(&self.journal.set())?;
+            self.journal.participants[at].frozen = false;
+        }
+        if let Some(since) = self.frozen_at {
+            self.frozen_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        }
+        self.step()?;
+        self.journal.phase = Phase::Thawed;
+        self.save()
+    }
+
+    /// Tells the participants that the set is there, and ends the session. Those that fail are in the report.
+    ///
+    /// # Errors
+    /// What removing the record answers.
+    pub fn complete(&mut self) -> Result<SessionReport> {
+        self.require(SessionState::Post, "completed")?;
+        let mut post_failures = Vec::new();
+        for at in 0..self.participants.len() {
+            self.step()?;
+            if let Err(error) = self.participants[at].post(&self.journal.set()) {
+                post_failures.push(format!("{}: {error}", self.journal.participants[at].name));
+            }
+            self.journal.participants[at].posted = true;
+        }
+        self.step()?;
+        self.registry.remove(KIND, &self.journal.id)?;
+        self.held = None;
+        self.state = SessionState::Completed;
+        let disk = |disk: &JournalDisk| SnapshotDisk { leaf: disk.leaf.clone(), child: disk.child.clone() };
+        Ok(SessionReport {
+            id: self.journal.id.clone(),
+            disks: self.journal.disks.iter().map(disk).collect(),
+            frozen_ms: self.frozen_ms,
+            post_failures,
+            recovered: std::mem::take(&mut self.recovered),
+        })
+    }
+
+    /// Takes everything back and releases every participant that was told of the set. Before [`prepare`](Self::prepare)
+    /// there is nothing to do; again, it answers the same.
+    ///
+    /// # Errors
+    /// `Refused` once everybody is thawed, as the set is there, and when a new leaf was written to already; what the
+    /// system answers. It can be tried again.
+    pub fn abort(&mut self) -> Result<AbortReport> {
+        if let Some(report) = &self.aborted {
+            return Ok(report.clone());
+        }
+        if matches!(self.state, SessionState::Post | SessionState::Completed) {
+            journal::require_abortable(Phase::Thawed)?;
+        }
+        let report = if self.state == SessionState::New {
+            AbortReport { id: self.journal.id.clone(), ..AbortReport::default() }
+        } else {
+            self.chains.clear();
+            journal::undo(&self.registry, &mut self.journal, &mut self.participants)?
+        };
+        self.held = None;
+        self.state = SessionState::Aborted;
+        self.aborted = Some(report.clone());
+        Ok(report)
+    }
+
+    /// All of it: prepare, freeze, commit, thaw, complete. `watch` is asked between them whether to go on.
+    ///
+    /// # Errors
+    /// The first failure, or `Cancelled`; the session is aborted then, and what went wrong in that is in the hint.
+    pub fn run(mut self, watch: &Watch<'_>) -> Result<SessionReport> {
+        let mut go = || {
+            watch.check()?;
+            self.prepare()?;
+            watch.check()?;
+            self.freeze()?;
+            watch.check()?;
+            self.commit()?;
+            self.thaw()?;
+            self.complete()
+        };
+        let done = go();
+        self.or_abort(done)
+    }
+
+    fn or_abort<T>(&mut self, done: Result<T>) -> Result<T> {
+        let Err(error) = done else { return done };
+        if self.dead || matches!(self.state, SessionState::Post | SessionState::Completed) {
+            return Err(error);
+        }
+        Err(match self.abort() {
+            Ok(report) if report.failures.is_empty() => error.with_hint("the set was taken back; nothing has changed"),
+            Ok(report) => error.with_hint(format_args!("the set was taken back, but: {}", report.failures.join("; "))),
+            Err(undo) => error
+                .with_hint(format_args!("taking the set back failed ({undo}); `vhdkit session recover` does it again")),
+        })
+    }
+
+    fn require(&self, state: SessionState, done: &str) -> Result<()> {
+        if self.state == state {
+            return Ok(());
+        }
+        let message = format_args!("a session that is {} cannot be {done}", self.state).to_string();
+        Err(Error::new(ErrorKind::Refused, message).with_hint("a session serves one set: begin another"))
+    }
+
+    fn save(&self) -> Result<()> {
+        self.registry.save(KIND, &self.journal.id, &self.journal)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if self.options.stop_before == Some(self.steps) {
+            self.dead = true;
+            return Err(Error::new(ErrorKind::Cancelled, "the simulated process died here"));
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// What is left of the time to be frozen.
+    fn time_left(&self) -> Result<Duration> {
+        let limit = self.options.freeze_limit;
+        let spent = self.frozen_at.map_or(Duration::ZERO, |since| since.elapsed());
+        limit.checked_sub(spent).filter(|left| !left.is_zero()).ok_or_else(|| {
+            let message =
+                format_args!("participants were frozen for longer than {} s", limit.as_secs_f32()).to_string();
+            Error::new(ErrorKind::Refused, message).with_hint("allow more with --freeze-limit, or find out who is slow")
+        })
+    }
+
+    /// Looks at every disk before anybody is told: what can be known to fail fails here.
+    fn look(&self) -> Result<()> {
+        let mut seen: BTreeSet<FileIdentity> = BTreeSet::new();
+        for disk in &self.journal.disks {
+            let chain = Chain::open(&disk.leaf, &self.options.chain)?;
+            if chain.leaf().image().id().is_none() {
+                let message = "a raw disk has no identity that a new leaf could name";
+                return Err(Error::new(ErrorKind::Unsupported, message).with_path(&disk.leaf));
+            }
+            let identity = chain.leaf().file().map(FileStorage::identity).transpose();
+            let identity = identity.map_err(|error| Error::io("look at the file", error).with_path(&disk.leaf))?;
+            if identity.is_some_and(|identity| !seen.insert(identity)) {
+                return Err(Error::new(ErrorKind::InvalidInput, "this disk is in the set twice").with_path(&disk.leaf));
+            }
+            if fs::symlink_metadata(&disk.child).is_ok() {
+                return Err(Error::new(ErrorKind::Refused, "the new leaf exists already")
+                    .with_path(&disk.child)
+                    .with_hint("give it another name"));
+            }
+        }
+        Ok(())
+    }
+
+    fn told(&self) -> Result<Vec<JournalParticipant>> {
+        let mut names = BTreeSet::new();
+        let record = |participant: &Box<dyn Participant>| {
+            let name = participant.name().to_owned();
+            if !names.insert(name.clone()) {
+                let message = format_args!("two participants are called {name:?}").to_string();
+                return Err(Error::new(ErrorKind::InvalidInput, message));
+            }
+            let hooks = participant.hooks().cloned();
+            Ok(JournalParticipant { name, prepared: false, frozen: false, posted: false, hooks })
+        };
+        self.participants.iter().map(record).collect()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let unfinished = matches!(self.state, SessionState::Prepared | SessionState::Frozen | SessionState::Committed);
+        if unfinished && !self.dead {
+            // What fails here is in the record, and ended by the next session or by hand.
+            let _ = self.abort();
+        }
+    }
+}
+
+/// The record of a disk, with real paths, so that whoever recovers may stand elsewhere.
+fn planned(disk: &SnapshotDisk, id: &str) -> Result<JournalDisk> {
+    let leaf = fs::canonicalize(&disk.leaf).map_err(|error| Error::io("find the disk", error).with_path(&disk.leaf))?;
+    let no_name = || Error::new(ErrorKind::InvalidInput, "this path names no file").with_path(&disk.child);
+    let name = disk.child.file_name().ok_or_else(no_name)?;
+    let directory = match disk.child.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = fs::canonicalize(directory)
+        .map_err(|error| Error::io("find the directory of the new leaf", error).with_path(directory))?;
+    let temporary = directory.join(format!(".{}.{id}.snapshot", name.to_string_lossy()));
+    Ok(JournalDisk { leaf, child: directory.join(name), temporary, mark: None })
+}
