@@ -6,6 +6,7 @@ mod mending;
 mod merging;
 mod parents;
 mod real_images;
+mod sets;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;

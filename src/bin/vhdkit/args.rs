@@ -19,6 +19,8 @@ use crate::commands::merge::{self, MergeArgs};
 use crate::commands::read::{self, ReadArgs};
 use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
+use crate::commands::session::SessionArgs;
+use crate::commands::snapshot_set::{self, SnapshotSetArgs};
 use crate::commands::write::{self, WriteArgs};
 use crate::interrupt::OnSignal;
 use crate::output::Failure;
@@ -80,6 +82,10 @@ pub(crate) enum Verb {
     Check(CheckArgs),
     /// Mend what can be mended, with a way back
     Repair(RepairArgs),
+    /// Give each of several disks a new leaf: all of them or none
+    SnapshotSet(SnapshotSetArgs),
+    /// Show or end snapshot sets whose program died
+    Session(SessionArgs),
 }
 
 impl Verb {
@@ -99,6 +105,8 @@ impl Verb {
             Self::Chain(args) => chain::run(args),
             Self::Check(args) => check::run(args),
             Self::Repair(args) => repair::run(args, session),
+            Self::SnapshotSet(args) => snapshot_set::run(args, session),
+            Self::Session(args) => crate::commands::session::run(args, session),
         }
     }
 
@@ -113,6 +121,9 @@ impl Verb {
             Self::Create(_) | Self::Convert(_) => "the new image was not made; a hidden .partial file may be left",
             Self::Write(_) => "the disk holds part of the input",
             Self::Repair(_) => "run the same repair again to finish it, or with --undo to take it back",
+            Self::SnapshotSet(_) | Self::Session(_) => {
+                "`vhdkit session recover` ends what the set had begun, and releases whom it had told"
+            }
             Self::Merge(_) => "the source still shows what it showed; run the same merge again to finish it",
         };
         OnSignal::Cancel { state }

@@ -5,14 +5,13 @@
 //! A record that says `Committed` means that the set is there; before that a dead session counts as aborted. Everything
 //! here can be interrupted and done again.
 
+use super::mark::mark;
 use super::participant::{Hooks, Moment, Participant, SetInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::registry::{Held, Registry};
 use crate::storage::atomic::{rename_new, sync_directory_of};
-use crate::storage::{Access, FileStorage, Lock, PAGE, Storage};
-use crate::units::{MIB, round_down};
-use crate::zeros;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -163,7 +162,7 @@ pub fn sessions(directory: impl AsRef<Path>) -> Result<Vec<SessionInfo>> {
 
 /// Ends the sessions in the registry at `directory` whose process died: those that had made their set are finished, the
 /// others are aborted. With `id` only that one. `participants` stand in for those of the dead process that have the same
-/// name; where there is none its hooks are run.
+/// name; the programs in the record are run where no other are given.
 ///
 /// # Errors
 /// `InUse` while a session is at work; `NotFound` when there is no session `id`; `Refused` when a new leaf was written to
@@ -345,9 +344,15 @@ fn tell(
         if !due {
             continue;
         }
-        let mut stand_in: Option<Box<dyn Participant>> =
-            one.hooks.clone().map(|hooks| Box::new(hooks) as Box<dyn Participant>);
-        let participant = participants.iter_mut().find(|other| other.name() == one.name).or(stand_in.as_mut());
+        let given = participants.iter_mut().find(|other| other.name() == one.name);
+        // Programs given now go before those in the record, each at its moment.
+        let mut programs = match (given.as_ref().and_then(|given| given.hooks()), &one.hooks) {
+            (Some(given), Some(recorded)) => Some(given.or(recorded)),
+            (None, Some(recorded)) if given.is_none() => Some(recorded.clone()),
+            _ => None,
+        };
+        let programs = programs.as_mut().map(|programs| programs as &mut dyn Participant);
+        let participant = programs.or(given.map(|given| &mut **given as &mut dyn Participant));
         let Some(participant) = participant else {
             failures.push(format!("{}: nobody is left to {moment} it", one.name));
             continue;
@@ -370,32 +375,20 @@ fn tell(
     told
 }
 
-/// A checksum of the file at `path` and its length, holes passed over; `None` when there is none.
-pub(super) fn mark(path: &Path) -> Result<Option<u32>> {
-    let file = match FileStorage::open(path, Access::Read, Lock::None) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let sum = || -> std::io::Result<u32> {
-        let len = file.len()?;
-        let mut sum = crc32c::crc32c(&len.to_le_bytes());
-        let mut buffer = vec![0; MIB as usize];
-        let mut at = 0;
-        while let Some(data) = file.next_data(at)?.filter(|&data| data < len) {
-            let data = round_down(data, PAGE as u64).max(at);
-            let step = (len - data).min(MIB);
-            let bytes = &mut buffer[..step as usize];
-            file.read_exact_at(bytes, data)?;
-            // Zeros count for nothing wherever they are: a hole and zeros are the same contents.
-            for (page, at) in bytes.chunks(PAGE).zip((data..).step_by(PAGE)) {
-                if !zeros::is_zero(page) {
-                    sum = crc32c::crc32c_append(crc32c::crc32c_append(sum, &at.to_le_bytes()), page);
-                }
-            }
-            at = data + step;
+/// The records of `participants`, none of whom has heard anything yet.
+///
+/// # Errors
+/// `InvalidInput` when two have one name.
+pub(super) fn told(participants: &[Box<dyn Participant>]) -> Result<Vec<JournalParticipant>> {
+    let mut names = BTreeSet::new();
+    let mut told = Vec::new();
+    for participant in participants {
+        let (name, hooks) = (participant.name().to_owned(), participant.hooks().cloned());
+        if !names.insert(name.clone()) {
+            let message = format_args!("two participants are called {name:?}").to_string();
+            return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        Ok(sum)
-    };
-    sum().map(Some).map_err(|error| Error::io("read the new leaf", error).with_path(path))
+        told.push(JournalParticipant { name, prepared: false, frozen: false, posted: false, hooks });
+    }
+    Ok(told)
 }

@@ -16,147 +16,35 @@
 //! A session can be aborted until everybody is thawed. Merges and resyncs cannot: they are stopped and run again.
 
 mod journal;
+mod mark;
+mod names;
 mod participant;
+mod plan;
+mod state;
 
 pub use journal::{AbortReport, Phase, Recovered, SessionInfo, abort_session, recover_sessions, sessions};
 pub use participant::{Hooks, Moment, Participant, SetInfo};
+pub use plan::{SessionOptions, SnapshotDisk};
+pub use state::{SessionReport, SessionState};
 
 use super::create::{self, CreateOptions};
 use super::registry::{Held, Registry};
-use crate::chain::{Chain, ChainOptions};
+use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guid;
 use crate::link::DiskKind;
 use crate::storage::atomic::sync_directory_of;
-use crate::storage::{FileIdentity, FileStorage, Storage};
+use crate::storage::{FileStorage, Storage};
 use crate::watch::Watch;
-use journal::{Journal, JournalDisk, JournalParticipant, KIND};
-use serde::Serialize;
+use journal::{Journal, JournalDisk, KIND};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long participants may be frozen: what Windows allows a writer.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// The most disks of a set.
 const MAX_DISKS: usize = 1024;
-
-/// How a set is taken.
-#[derive(Clone, Debug)]
-pub struct SessionOptions {
-    registry: Option<PathBuf>,
-    freeze_limit: Duration,
-    chain: ChainOptions,
-    stop_before: Option<usize>,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self { registry: None, freeze_limit: FREEZE_LIMIT, chain: ChainOptions::default(), stop_before: None }
-    }
-}
-
-impl SessionOptions {
-    /// The record beside the first disk, ten seconds to be frozen.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Keeps the record in `directory`, where one session is at work at a time; default `.vhdkit` beside the first disk.
-    #[must_use]
-    pub fn registry(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.registry = Some(directory.into());
-        self
-    }
-
-    /// How long it may take from the first `freeze` until all new leaves are there; default ten seconds. A set that
-    /// takes longer is aborted.
-    #[must_use]
-    pub fn freeze_limit(mut self, limit: Duration) -> Self {
-        self.freeze_limit = limit;
-        self
-    }
-
-    /// How the disks are opened. Without locks a disk may be in the hands of a program that knows what it does.
-    #[must_use]
-    pub fn chain(mut self, chain: ChainOptions) -> Self {
-        self.chain = chain;
-        self
-    }
-
-    /// Simulates a process that dies before its step `step`, the first being 0: the call answers `Cancelled` and
-    /// everything stays as it is.
-    #[cfg(feature = "sim")]
-    #[must_use]
-    pub fn stop_before(mut self, step: usize) -> Self {
-        self.stop_before = Some(step);
-        self
-    }
-}
-
-/// A disk and the leaf it gets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SnapshotDisk {
-    /// The leaf there is, which becomes the parent.
-    #[serde(serialize_with = "crate::ops::paths::path")]
-    pub leaf: PathBuf,
-    /// The new leaf.
-    #[serde(serialize_with = "crate::ops::paths::path")]
-    pub child: PathBuf,
-}
-
-/// Where a session stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SessionState {
-    /// Nothing was done.
-    New,
-    /// Every participant knows of the set.
-    Prepared,
-    /// Every participant holds still.
-    Frozen,
-    /// The new leaves are there.
-    Committed,
-    /// Everybody goes on; the set stays.
-    Post,
-    /// Over, with a set.
-    Completed,
-    /// Over, without one.
-    Aborted,
-}
-
-impl fmt::Display for SessionState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::New => "new",
-            Self::Prepared => "prepared",
-            Self::Frozen => "frozen",
-            Self::Committed => "committed",
-            Self::Post => "past its point of no return",
-            Self::Completed => "completed",
-            Self::Aborted => "aborted",
-        })
-    }
-}
-
-/// What a set came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SessionReport {
-    /// The session.
-    pub id: String,
-    /// The disks and their new leaves.
-    pub disks: Vec<SnapshotDisk>,
-    /// For how long participants were frozen, in milliseconds.
-    pub frozen_ms: u64,
-    /// What participants answered that did not like `post`.
-    pub post_failures: Vec<String>,
-    /// Sessions whose process had died, which were ended first.
-    pub recovered: Vec<Recovered>,
-}
 
 /// One snapshot set in the making. Serves one set; dropped before its end, it aborts.
 pub struct Session {
@@ -187,7 +75,7 @@ impl Session {
     ///
     /// # Errors
     /// `InvalidInput` for no disks, too many, a disk or a new leaf named twice, a new leaf that names no file.
-    pub fn new(disks: Vec<SnapshotDisk>, options: &SessionOptions) -> Result<Self> {
+    pub fn new(disks: &[SnapshotDisk], options: &SessionOptions) -> Result<Self> {
         let id = guid::fresh().simple().to_string();
         if disks.len() > MAX_DISKS {
             let message = format_args!("{} disks; a set has at most {MAX_DISKS}", disks.len()).to_string();
@@ -200,7 +88,7 @@ impl Session {
             Some(directory) => Registry::at(directory),
             None => Registry::beside(&first.leaf),
         };
-        let disks = disks.iter().map(|disk| planned(disk, &id)).collect::<Result<Vec<_>>>()?;
+        let disks = disks.iter().map(|disk| plan::planned(disk, &id)).collect::<Result<Vec<_>>>()?;
         let children: BTreeSet<&Path> = disks.iter().map(|disk| disk.child.as_path()).collect();
         if children.len() < disks.len() {
             return Err(Error::new(ErrorKind::InvalidInput, "two disks would get the same new leaf"));
@@ -251,11 +139,19 @@ impl Session {
     /// session can only be aborted: those who were told have to hear of it.
     pub fn prepare(&mut self) -> Result<()> {
         self.require(SessionState::New, "prepared")?;
+        let done = self.prepare_all();
+        if self.state == SessionState::New {
+            self.held = None;
+        }
+        done
+    }
+
+    fn prepare_all(&mut self) -> Result<()> {
         let held = self.registry.hold()?;
         self.recovered = journal::recover_all(&self.registry, &held, None, &mut self.participants)?;
         self.held = Some(held);
-        self.look()?;
-        self.journal.participants = self.told()?;
+        plan::look(&self.journal.disks, &self.options.chain)?;
+        self.journal.participants = journal::told(&self.participants)?;
         self.step()?;
         self.save()?;
         // From here on there is something to take back.
@@ -336,7 +232,7 @@ impl Session {
         file.sync().map_err(|error| Error::io("sync the new leaf", error).with_path(&disk.temporary))?;
         sync_directory_of(&disk.temporary)?;
         drop(file);
-        let mark = journal::mark(&disk.temporary)?;
+        let mark = mark::mark(&disk.temporary)?;
         self.journal.disks[at].mark = mark;
         self.chains.push(parent);
         Ok(())
@@ -485,43 +381,6 @@ impl Session {
             Error::new(ErrorKind::Refused, message).with_hint("allow more with --freeze-limit, or find out who is slow")
         })
     }
-
-    /// Looks at every disk before anybody is told: what can be known to fail fails here.
-    fn look(&self) -> Result<()> {
-        let mut seen: BTreeSet<FileIdentity> = BTreeSet::new();
-        for disk in &self.journal.disks {
-            let chain = Chain::open(&disk.leaf, &self.options.chain)?;
-            if chain.leaf().image().id().is_none() {
-                let message = "a raw disk has no identity that a new leaf could name";
-                return Err(Error::new(ErrorKind::Unsupported, message).with_path(&disk.leaf));
-            }
-            let identity = chain.leaf().file().map(FileStorage::identity).transpose();
-            let identity = identity.map_err(|error| Error::io("look at the file", error).with_path(&disk.leaf))?;
-            if identity.is_some_and(|identity| !seen.insert(identity)) {
-                return Err(Error::new(ErrorKind::InvalidInput, "this disk is in the set twice").with_path(&disk.leaf));
-            }
-            if fs::symlink_metadata(&disk.child).is_ok() {
-                return Err(Error::new(ErrorKind::Refused, "the new leaf exists already")
-                    .with_path(&disk.child)
-                    .with_hint("give it another name"));
-            }
-        }
-        Ok(())
-    }
-
-    fn told(&self) -> Result<Vec<JournalParticipant>> {
-        let mut names = BTreeSet::new();
-        let record = |participant: &Box<dyn Participant>| {
-            let name = participant.name().to_owned();
-            if !names.insert(name.clone()) {
-                let message = format_args!("two participants are called {name:?}").to_string();
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
-            let hooks = participant.hooks().cloned();
-            Ok(JournalParticipant { name, prepared: false, frozen: false, posted: false, hooks })
-        };
-        self.participants.iter().map(record).collect()
-    }
 }
 
 impl Drop for Session {
@@ -532,19 +391,4 @@ impl Drop for Session {
             let _ = self.abort();
         }
     }
-}
-
-/// The record of a disk, with real paths, so that whoever recovers may stand elsewhere.
-fn planned(disk: &SnapshotDisk, id: &str) -> Result<JournalDisk> {
-    let leaf = fs::canonicalize(&disk.leaf).map_err(|error| Error::io("find the disk", error).with_path(&disk.leaf))?;
-    let no_name = || Error::new(ErrorKind::InvalidInput, "this path names no file").with_path(&disk.child);
-    let name = disk.child.file_name().ok_or_else(no_name)?;
-    let directory = match disk.child.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let directory = fs::canonicalize(directory)
-        .map_err(|error| Error::io("find the directory of the new leaf", error).with_path(directory))?;
-    let temporary = directory.join(format!(".{}.{id}.snapshot", name.to_string_lossy()));
-    Ok(JournalDisk { leaf, child: directory.join(name), temporary, mark: None })
 }

@@ -142,6 +142,19 @@ impl Hooks {
         [&self.prepare, &self.freeze, &self.thaw, &self.post, &self.abort].iter().all(|command| command.is_none())
     }
 
+    /// These, and those of `recorded` for the moments that nothing is run at.
+    pub(super) fn or(&self, recorded: &Self) -> Self {
+        let first = |one: &Option<String>, other: &Option<String>| one.clone().or_else(|| other.clone());
+        Self {
+            name: self.name.clone(),
+            prepare: first(&self.prepare, &recorded.prepare),
+            freeze: first(&self.freeze, &recorded.freeze),
+            thaw: first(&self.thaw, &recorded.thaw),
+            post: first(&self.post, &recorded.post),
+            abort: first(&self.abort, &recorded.abort),
+        }
+    }
+
     fn slot(&mut self, moment: Moment) -> &mut Option<String> {
         match moment {
             Moment::Prepare => &mut self.prepare,

@@ -11,4 +11,6 @@ pub(crate) mod merge;
 pub(crate) mod read;
 pub(crate) mod repair;
 pub(crate) mod reparent;
+pub(crate) mod session;
+pub(crate) mod snapshot_set;
 pub(crate) mod write;

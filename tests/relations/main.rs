@@ -1,0 +1,4 @@
+//! Operations between images that outlive a process: snapshot sets, imports, resyncs, replicas.
+
+mod lab;
+mod session;
