@@ -26,7 +26,7 @@ impl Chain {
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(len);
             match piece.owner {
-                Owner::Zero | Owner::Below => now.fill(0),
+                Owner::Zero { .. } | Owner::Below => now.fill(0),
                 Owner::Layer { index, at } => {
                     let layer = self.layer(index)?;
                     let read = layer.image.map().storage().read_exact_at(now, at.get());

@@ -30,6 +30,7 @@ pub(crate) use search::{Index, open_found};
 pub use windows::PathMap;
 pub(crate) use windows::is_windows_path;
 
+use crate::copy::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::image::Image;
@@ -145,6 +146,16 @@ impl Layer {
     /// Its name in messages.
     pub(crate) fn name(&self) -> String {
         self.path.as_ref().map_or_else(|| "an unnamed image".to_owned(), |path| path.display().to_string())
+    }
+}
+
+impl Origin for Layer {
+    fn storage(&self) -> &dyn Storage {
+        self.image.map().storage()
+    }
+
+    fn blame(&self, error: Error) -> Error {
+        Self::blame(self, error)
     }
 }
 

@@ -18,8 +18,11 @@ pub enum Owner {
         /// Where the run's bytes start in that layer's file.
         at: FileOffset,
     },
-    /// It reads as zeros because a layer says so, or because a layer ends before it.
-    Zero,
+    /// It reads as zeros because the layer of this index says so, or because that layer ends before it.
+    Zero {
+        /// Index into [`Chain::layers`].
+        index: usize,
+    },
     /// None of the layers asked says anything: zeros when they are the whole chain.
     Below,
 }
@@ -48,7 +51,8 @@ impl Piece {
             (Owner::Layer { index: a, at }, Owner::Layer { index: b, at: next_at }) => {
                 a == b && at.checked_add(self.len) == Some(next_at)
             }
-            (Owner::Zero, Owner::Zero) | (Owner::Below, Owner::Below) => true,
+            (Owner::Zero { index: a }, Owner::Zero { index: b }) => a == b,
+            (Owner::Below, Owner::Below) => true,
             _ => false,
         }
     }
@@ -131,13 +135,13 @@ fn resolve(layers: &[Layer], first: usize, range: Range<u64>) -> Result<Piece> {
     for (layer, index) in layers.iter().zip(first..) {
         let map = layer.image().map();
         let Some(left) = map.virtual_size().checked_sub(offset).filter(|&left| left > 0) else {
-            return Ok(Piece { offset, len, owner: Owner::Zero });
+            return Ok(Piece { offset, len, owner: Owner::Zero { index } });
         };
         let extent = map.extent_at(offset, len.min(left)).map_err(|error| layer.blame(error))?;
         len = extent.len;
         match extent.source {
             Source::Data(at) => return Ok(Piece { offset, len, owner: Owner::Layer { index, at } }),
-            Source::Zero => return Ok(Piece { offset, len, owner: Owner::Zero }),
+            Source::Zero => return Ok(Piece { offset, len, owner: Owner::Zero { index } }),
             Source::Absent => {}
         }
     }

@@ -57,6 +57,11 @@ impl Copier {
         Ok(Self { pool })
     }
 
+    /// Its workers.
+    pub(super) fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
     /// Does `work`, in any order; nothing of it is durable on return.
     ///
     /// # Errors
@@ -249,7 +254,7 @@ fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Vec<u8>) -
     Ok(true)
 }
 
-fn sized(buffer: &mut Vec<u8>, len: u64) -> &mut [u8] {
+pub(super) fn sized(buffer: &mut Vec<u8>, len: u64) -> &mut [u8] {
     // At most CHUNK, which fits any usize.
     let len = len as usize;
     if buffer.len() < len {

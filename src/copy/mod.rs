@@ -6,8 +6,12 @@
 //! A flat list of moves is cut to chunks and handed to a pool; each worker has one buffer, so memory is jobs x chunk.
 //! Inside one call nothing is ordered: whoever needs order calls twice with a sync between.
 
+mod ahead;
+mod differ;
 mod engine;
 mod meter;
 
+pub(crate) use ahead::{Bytes, Run};
+pub(crate) use differ::{Origin, Pair, Side};
 pub(crate) use engine::{CHUNK, Copier, Move, Work};
 pub(crate) use meter::Meter;

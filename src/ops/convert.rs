@@ -4,21 +4,16 @@
 
 use super::create::{self, CreateOptions};
 use super::transfer::{Milestones, Transfer};
-use crate::chain::{Chain, Owner};
+use crate::chain::Chain;
 use crate::copy::{Copier, Meter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
 use crate::link::DiskKind;
 use crate::storage::Storage;
 use crate::storage::atomic::AtomicFile;
-use crate::units::MIB;
 use crate::watch::Watch;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Bytes handed to a stream at a time.
-const STREAM_CHUNK: u64 = MIB;
 
 /// What to make of the source.
 #[derive(Clone, Debug)]
@@ -140,41 +135,4 @@ pub fn convert(
     let file_size = file.storage().len().map_err(|error| Error::io("read the file length", error).with_path(path))?;
     file.commit(options.overwrite)?;
     Ok(ConvertReport { virtual_size: source.virtual_size(), moved: meter.moved(), file_size })
-}
-
-/// Writes what `source` shows to `out`, from the first byte to the last, zeros included. Answers the bytes written.
-///
-/// # Errors
-/// Those of reading; what `out` answers; `Cancelled`.
-pub fn write_raw(source: &Chain, out: &mut dyn Write, watch: &Watch<'_>) -> Result<u64> {
-    let size = source.virtual_size();
-    let meter = Meter::new(watch, size);
-    let mut buffer = vec![0; usize::try_from(STREAM_CHUNK.min(size)).unwrap_or(0)];
-    let mut blank = true;
-    for piece in source.pieces(0..size) {
-        let piece = piece?;
-        let mut at = piece.offset;
-        while at < piece.end() {
-            meter.check()?;
-            let len = (piece.end() - at).min(STREAM_CHUNK);
-            let bytes = &mut buffer[..len as usize];
-            match piece.owner {
-                Owner::Layer { .. } => {
-                    source.read_at(bytes, at)?;
-                    blank = false;
-                    meter.add_moved(len);
-                }
-                Owner::Zero | Owner::Below if !blank => {
-                    buffer.fill(0);
-                    blank = true;
-                }
-                Owner::Zero | Owner::Below => {}
-            }
-            out.write_all(&buffer[..len as usize]).map_err(|error| Error::io("write the output", error))?;
-            at += len;
-            meter.reached(at);
-        }
-    }
-    out.flush().map_err(|error| Error::io("write the output", error))?;
-    Ok(size)
 }

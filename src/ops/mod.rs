@@ -4,11 +4,14 @@
 //! a block (the maps do), how bytes are moved (the copier does), how a person sees it (the program does).
 
 mod check;
+mod compare;
 mod convert;
 mod create;
 mod forest;
+mod hash;
 mod info;
 mod job;
+mod map;
 mod merge;
 #[cfg(feature = "serde")]
 mod paths;
@@ -18,16 +21,20 @@ mod repair;
 mod reparent;
 #[cfg(feature = "registry")]
 mod session;
+mod stream;
 mod transfer;
 
 pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
-pub use convert::{ConvertOptions, ConvertReport, convert, write_raw};
+pub use compare::{CompareOptions, CompareReport, DifferingRange, MAX_DIFFERING_RANGES, compare};
+pub use convert::{ConvertOptions, ConvertReport, convert};
 pub use create::{CreateOptions, create};
 pub use forest::{
     BrokenFile, Duplicate, Forest, ForestImage, ForestParent, Help, LinkState, MAX_FOREST_IMAGES, forest,
 };
+pub use hash::{HashKind, HashOptions, HashReport, TREE_CHUNK, hash};
 pub use info::{ChainLink, Info, LogState, ParentInfo, info};
 pub use job::{Cancel, Job, JobState, Wait};
+pub use map::{ChangedRange, Changes, ExtentState, MapExtent, MapExtents, changes, map};
 pub use merge::{
     CheckpointStore, MergeOptions, MergePlan, MergeReport, PlannedFile, Siblings, merge, merge_chain, plan_merge,
 };
@@ -38,3 +45,4 @@ pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
     SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
 };
+pub use stream::write_raw;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod chains;
+mod comparing;
 mod mending;
 mod merging;
 mod parents;

@@ -9,8 +9,8 @@ fn help_of_every_verb_has_examples() {
     let tool = Tool::new();
     let top = tool.text("--help");
     for verb in [
-        "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "check",
-        "repair",
+        "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "compare",
+        "changes", "hash", "map",
     ] {
         assert!(top.contains(verb), "{verb} is not in the help");
         let help = tool.text(&format!("{verb} --help"));

@@ -29,7 +29,7 @@ fn layer(sizes: &'static [u64], blocks: &'static [u32], grain: u64) -> impl Stra
     })
 }
 
-fn vhd() -> impl Strategy<Value = ChainSpec> {
+pub(crate) fn vhd() -> impl Strategy<Value = ChainSpec> {
     const SIZES: &[u64] = &[64 << 10, 100 << 10, 128 << 10, (96 << 10) + 512];
     let layers = proptest::collection::vec(layer(SIZES, &[4096, 8192, 32 << 10], 512), 2..=6);
     (layers, any::<bool>()).prop_map(|(layers, base_fixed)| ChainSpec {
@@ -40,7 +40,7 @@ fn vhd() -> impl Strategy<Value = ChainSpec> {
     })
 }
 
-fn vhdx() -> impl Strategy<Value = ChainSpec> {
+pub(crate) fn vhdx() -> impl Strategy<Value = ChainSpec> {
     const SIZES: &[u64] = &[2 << 20, 3 << 20, (2 << 20) + (256 << 10)];
     const BLOCKS: &[u32] = &[1 << 20, 2 << 20];
     (any::<bool>(), any::<bool>()).prop_flat_map(|(large_sectors, base_fixed)| {
@@ -56,7 +56,7 @@ fn vhdx() -> impl Strategy<Value = ChainSpec> {
 
 /// VHDX only: turns some ZERO entries (2) into UNMAPPED (3) or UNDEFINED (1), as other programs write them. All read as
 /// zeros. The table of our own images is at 3 MiB.
-fn vary_zero_states(storage: &Arc<dyn Storage>) {
+pub(crate) fn vary_zero_states(storage: &Arc<dyn Storage>) {
     let mut table = [0; 4096];
     storage.read_exact_at(&mut table, 3 << 20).unwrap();
     for (index, entry) in table.chunks_exact_mut(8).enumerate() {

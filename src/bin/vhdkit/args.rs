@@ -1,20 +1,26 @@
 //! The command line as data.
 //!
 //! Owns: the verbs, and what a signal does to each. Must not know: what a verb does; what the options that several of
-//! them share mean ([`parents`], [`images`]).
+//! them share mean ([`parents`], [`images`], [`pair`]).
 
 mod images;
+mod pair;
 mod parents;
 
 pub(crate) use images::{RawArgs, SourceArgs, TargetFormat, format_of_name};
+pub(crate) use pair::PairArgs;
 pub(crate) use parents::{ParentArgs, PlaceArgs};
 
 use crate::Session;
 use crate::commands::chain::{self, ChainArgs};
+use crate::commands::changes::{self, ChangesArgs};
 use crate::commands::check::{self, CheckArgs};
+use crate::commands::compare::{self, CompareArgs};
 use crate::commands::convert::{self, ConvertArgs};
 use crate::commands::create::{self, CreateArgs};
+use crate::commands::hash::{self, HashArgs};
 use crate::commands::info::{self, InfoArgs};
+use crate::commands::map::{self, MapArgs};
 use crate::commands::merge::{self, MergeArgs};
 use crate::commands::read::{self, ReadArgs};
 use crate::commands::repair::{self, RepairArgs};
@@ -32,7 +38,8 @@ The leaf of a chain is depth 1, its parent depth 2, and so on.
 
 Exit codes:
     0  done
-    1  something was found: check and repair, an error that stays; chain, an image that does not open
+    1  something was found: check and repair, an error that stays; chain, an image that does not open;
+       compare, a difference
     2  wrong arguments
     3  reading or writing failed: no such file, no space, read-only, I/O error
     4  the image is damaged, of no known format, or needs something unsupported
@@ -72,6 +79,14 @@ pub(crate) enum Verb {
     Write(WriteArgs),
     /// Write what a chain shows to one new image, or to standard output
     Convert(ConvertArgs),
+    /// Tell whether two disks hold the same bytes
+    Compare(CompareArgs),
+    /// Print the digest of a disk
+    Hash(HashArgs),
+    /// Show where each byte of a disk comes from
+    Map(MapArgs),
+    /// List the sectors in which two points of a chain can differ
+    Changes(ChangesArgs),
     /// Merge files of a chain into one of their ancestors, in place
     Merge(MergeArgs),
     /// Point a child at another parent file
@@ -100,6 +115,10 @@ impl Verb {
             Self::Read(args) => read::run(args, session).map_err(|failure| args.source.explain(failure)),
             Self::Write(args) => write::run(args, session),
             Self::Convert(args) => convert::run(args, session).map_err(|failure| args.from.explain(failure)),
+            Self::Compare(args) => compare::run(args, session),
+            Self::Hash(args) => hash::run(args, session).map_err(|failure| args.source.explain(failure)),
+            Self::Map(args) => map::run(args).map_err(|failure| args.source.explain(failure)),
+            Self::Changes(args) => changes::run(args),
             Self::Merge(args) => merge::run(args, session),
             Self::Reparent(args) => reparent::run(args, session),
             Self::Chain(args) => chain::run(args),
@@ -117,6 +136,7 @@ impl Verb {
             Self::Info(_) | Self::Read(_) | Self::Chain(_) | Self::Check(_) | Self::Reparent(_) => {
                 return OnSignal::Exit;
             }
+            Self::Compare(_) | Self::Hash(_) | Self::Map(_) | Self::Changes(_) => return OnSignal::Exit,
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
             Self::Create(_) | Self::Convert(_) => "the new image was not made; a hidden .partial file may be left",
             Self::Write(_) => "the disk holds part of the input",

@@ -129,6 +129,55 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
+/// Standard output for answers that may be long: written as they are found.
+pub(crate) type Answer = io::BufWriter<io::StdoutLock<'static>>;
+
+/// Standard output for a long answer. Flush it at the end.
+pub(crate) fn answer() -> Answer {
+    io::BufWriter::new(io::stdout().lock())
+}
+
+/// A JSON object that ends in a list, written entry by entry: the list may be longer than memory.
+pub(crate) struct JsonList<'a> {
+    out: &'a mut Answer,
+    first: bool,
+}
+
+impl<'a> JsonList<'a> {
+    /// Starts the object with the members of `head`, itself an object, and then the list called `name`.
+    ///
+    /// # Errors
+    /// Of standard output.
+    pub(crate) fn start(out: &'a mut Answer, head: &impl Serialize, name: &str) -> Result<Self, Failure> {
+        let text = serde_json::to_string_pretty(head).map_err(io::Error::from)?;
+        let members = text.strip_suffix("\n}").unwrap_or("{");
+        let comma = if members == "{" { "" } else { "," };
+        write!(out, "{members}{comma}\n  \"{name}\": [")?;
+        Ok(Self { out, first: true })
+    }
+
+    /// Adds an entry.
+    ///
+    /// # Errors
+    /// Of standard output.
+    pub(crate) fn add(&mut self, entry: &impl Serialize) -> Result<(), Failure> {
+        let comma = if self.first { "" } else { "," };
+        self.first = false;
+        let text = serde_json::to_string(entry).map_err(io::Error::from)?;
+        Ok(write!(self.out, "{comma}\n    {text}")?)
+    }
+
+    /// Ends the list and the object.
+    ///
+    /// # Errors
+    /// Of standard output.
+    pub(crate) fn end(self) -> Result<(), Failure> {
+        let line = if self.first { "" } else { "\n  " };
+        writeln!(self.out, "{line}]\n}}")?;
+        Ok(self.out.flush()?)
+    }
+}
+
 /// Prints what was done, unless the user wants quiet.
 ///
 /// # Errors

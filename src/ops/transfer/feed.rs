@@ -78,7 +78,7 @@ impl<'a> Feed<'a> {
         while let Some(piece) = self.next_piece()? {
             let (from, span) = match piece.owner {
                 Owner::Below => continue,
-                Owner::Zero => (None, BATCH_ZERO_BLOCKS.saturating_mul(align)),
+                Owner::Zero { .. } => (None, BATCH_ZERO_BLOCKS.saturating_mul(align)),
                 Owner::Layer { index, at } => (Some((index, at.get())), room),
             };
             if piece.offset >= stop {

@@ -3,10 +3,14 @@
 //! Owns: each verb's own arguments, help, and how its result reads. Must not know: how an operation is done.
 
 pub(crate) mod chain;
+pub(crate) mod changes;
 pub(crate) mod check;
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod hash;
 pub(crate) mod info;
+pub(crate) mod map;
 pub(crate) mod merge;
 pub(crate) mod read;
 pub(crate) mod repair;

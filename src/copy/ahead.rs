@@ -1,0 +1,256 @@
+//! Bytes handed to one taker in order, while the next ones are read.
+//!
+//! Owns: the two windows, and reading one of them with all workers. Must not know: see the module above.
+//!
+//! The taker runs on the caller's thread, so a slow pipe holds up no worker. Memory is two windows.
+
+use super::differ::Side;
+use super::engine::{Copier, sized};
+use super::{CHUNK, Meter};
+use crate::error::Result;
+use crate::units::MIB;
+use rayon::prelude::*;
+use std::mem;
+use std::ops::Range;
+
+/// The most bytes of data read ahead.
+const WINDOW: u64 = 8 * MIB;
+/// The most runs in a window; bounds the memory that says what they are.
+const WINDOW_RUNS: usize = 1 << 14;
+
+/// Bytes to hand on, or zeros when they are nowhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub(crate) len: u64,
+    pub(crate) from: Side<'a>,
+}
+
+/// What the taker gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bytes<'b> {
+    Data(&'b [u8]),
+    /// That many zeros.
+    Zeros(u64),
+}
+
+impl Copier {
+    /// Hands the bytes of `runs` to `take` in order; `meter` counts data as moved when it is read.
+    ///
+    /// # Errors
+    /// The first failure of `runs`, of reading or of `take`, which has then had everything before it; `Cancelled`.
+    #[expect(single_use_lifetimes, reason = "an elided lifetime here is not stable Rust yet")]
+    pub(crate) fn stream<'a>(
+        &self,
+        runs: impl Iterator<Item = Result<Run<'a>>> + Send,
+        meter: &Meter<'_>,
+        mut take: impl FnMut(Bytes<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut source = Source { runs, held: None };
+        let (mut now, mut next) = (Window::default(), Window::default());
+        self.pool().install(|| now.fill(&mut source, meter))?;
+        while !now.parts.is_empty() {
+            let mut filled = Ok(());
+            self.pool().in_place_scope(|scope| {
+                scope.spawn(|_| filled = next.fill(&mut source, meter));
+                now.parts.iter().try_for_each(|part| {
+                    meter.check()?;
+                    take(match part {
+                        Part::Data(range) => Bytes::Data(&now.bytes[range.clone()]),
+                        Part::Zeros(len) => Bytes::Zeros(*len),
+                    })
+                })
+            })?;
+            filled?;
+            mem::swap(&mut now, &mut next);
+        }
+        Ok(())
+    }
+}
+
+impl Copier {
+    /// What `work` makes of each of `chunks`, whose runs are at most [`CHUNK`] bytes together.
+    ///
+    /// # Errors
+    /// Of reading; `Cancelled`.
+    pub(crate) fn each<T: Send>(
+        &self,
+        chunks: &[Vec<Run<'_>>],
+        meter: &Meter<'_>,
+        work: impl Fn(&[u8]) -> T + Sync,
+    ) -> Result<Vec<T>> {
+        let one = |buffer: &mut Vec<u8>, chunk: &Vec<Run<'_>>| {
+            meter.check()?;
+            let whole = sized(buffer, chunk.iter().map(|run| run.len).sum());
+            let mut rest = &mut *whole;
+            for run in chunk {
+                let (bytes, later) = rest.split_at_mut(run.len as usize);
+                match run.from {
+                    Some((origin, at)) => {
+                        origin.read(bytes, at)?;
+                        meter.add_moved(run.len);
+                    }
+                    None => bytes.fill(0),
+                }
+                rest = later;
+            }
+            Ok(work(whole))
+        };
+        self.pool().install(|| chunks.par_iter().map_init(Vec::new, one).collect())
+    }
+}
+
+struct Source<'a, I> {
+    runs: I,
+    held: Option<Run<'a>>,
+}
+
+impl<'a, I: Iterator<Item = Result<Run<'a>>>> Source<'a, I> {
+    /// The next run, of data at most `room` bytes of it.
+    fn next(&mut self, room: u64) -> Result<Option<Run<'a>>> {
+        let Some(run) = self.held.take().map_or_else(|| self.runs.next().transpose(), |run| Ok(Some(run)))? else {
+            return Ok(None);
+        };
+        let Some((origin, at)) = run.from else { return Ok(Some(run)) };
+        let len = run.len.min(room);
+        if len < run.len {
+            self.held = Some(Run { len: run.len - len, from: Some((origin, at + len)) });
+        }
+        Ok(Some(Run { len, from: run.from }))
+    }
+}
+
+#[derive(Default)]
+struct Window {
+    parts: Vec<Part>,
+    bytes: Vec<u8>,
+}
+
+enum Part {
+    /// A range of the window's bytes.
+    Data(Range<usize>),
+    Zeros(u64),
+}
+
+impl Window {
+    /// Replaces what it holds by what comes next; it stays empty at the end.
+    fn fill<'a>(
+        &mut self,
+        source: &mut Source<'a, impl Iterator<Item = Result<Run<'a>>>>,
+        meter: &Meter<'_>,
+    ) -> Result<()> {
+        self.parts.clear();
+        let mut reads = Vec::new();
+        let mut used = 0;
+        while used < WINDOW && self.parts.len() < WINDOW_RUNS {
+            let Some(run) = source.next((WINDOW - used).min(CHUNK))? else { break };
+            match (run.from, self.parts.last_mut()) {
+                (None, Some(Part::Zeros(len))) => *len += run.len,
+                (None, _) => self.parts.push(Part::Zeros(run.len)),
+                (Some(from), _) => {
+                    self.parts.push(Part::Data(used as usize..(used + run.len) as usize));
+                    reads.push((from, run.len));
+                    used += run.len;
+                }
+            }
+        }
+        let mut rest = sized(&mut self.bytes, used);
+        let mut targets = Vec::with_capacity(reads.len());
+        for ((origin, at), len) in reads {
+            let (now, later) = rest.split_at_mut(len as usize);
+            targets.push((origin, at, now));
+            rest = later;
+        }
+        targets.into_par_iter().try_for_each(|(origin, at, bytes)| {
+            meter.check()?;
+            origin.read(bytes, at)?;
+            meter.add_moved(bytes.len() as u64);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::storage::MemoryStorage;
+    use crate::watch::{CancelToken, Watch};
+
+    const SIZE: u64 = 3 * WINDOW + 12_345;
+
+    fn pattern() -> Vec<u8> {
+        (0..SIZE).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 | 1).collect()
+    }
+
+    #[test]
+    fn runs_of_any_length_come_in_order_with_zeros_between() {
+        let bytes = pattern();
+        let data = MemoryStorage::from_bytes(&bytes);
+        let mut runs = vec![Run { len: SIZE, from: Some((&data, 0)) }, Run { len: 5, from: None }];
+        // More small runs than one window takes, backwards through the storage, and zeros that join.
+        for n in 0..2 * WINDOW_RUNS as u64 {
+            runs.push(Run { len: 7, from: Some((&data, SIZE - 7 * (n + 1))) });
+            runs.extend([Run { len: n % 3 + 1, from: None }; 2]);
+        }
+        let mut expected = Vec::new();
+        for run in &runs {
+            match run.from {
+                Some((_, at)) => expected.extend_from_slice(&bytes[at as usize..(at + run.len) as usize]),
+                None => expected.resize(expected.len() + run.len as usize, 0),
+            }
+        }
+        for jobs in [1, 3] {
+            let (watch, mut out) = (Watch::none(), Vec::new());
+            let meter = Meter::new(&watch, 0);
+            let taken = Copier::new(jobs).unwrap().stream(runs.iter().copied().map(Ok), &meter, |bytes| {
+                match bytes {
+                    Bytes::Data(bytes) => out.extend_from_slice(bytes),
+                    Bytes::Zeros(len) => out.resize(out.len() + len as usize, 0),
+                }
+                Ok(())
+            });
+            taken.unwrap();
+            assert!(out == expected);
+            assert_eq!(meter.moved(), SIZE + 14 * WINDOW_RUNS as u64);
+        }
+    }
+
+    #[test]
+    fn what_comes_before_a_failure_is_taken_and_nothing_after_it() {
+        let data = MemoryStorage::from_bytes(&pattern());
+        let good = Run { len: WINDOW + 1, from: Some((&data, 0)) };
+        let past = Run { len: WINDOW, from: Some((&data, SIZE - 1)) };
+        let broken = Err(Error::new(ErrorKind::Corrupt, "a map is broken"));
+        for (last, kind) in [(Ok(past), ErrorKind::Io), (broken, ErrorKind::Corrupt)] {
+            let (watch, mut taken) = (Watch::none(), 0);
+            let meter = Meter::new(&watch, 0);
+            let runs = [Ok(good), last, Ok(good)];
+            let error = Copier::new(2).unwrap().stream(runs.into_iter(), &meter, |bytes| {
+                let Bytes::Data(bytes) = bytes else { panic!("no zeros") };
+                taken += bytes.len() as u64;
+                Ok(())
+            });
+            assert_eq!(error.unwrap_err().kind(), kind);
+            assert_eq!(taken, WINDOW, "the window before the one that failed");
+        }
+    }
+
+    #[test]
+    fn the_taker_and_the_token_can_stop_it() {
+        let data = MemoryStorage::from_bytes(&pattern());
+        let runs = || [Ok(Run { len: SIZE, from: Some((&data as &dyn super::super::Origin, 0)) })].into_iter();
+        let token = CancelToken::new();
+        let watch = Watch::none().cancel(&token);
+        let meter = Meter::new(&watch, 0);
+        let copier = Copier::new(2).unwrap();
+        let full = copier.stream(runs(), &meter, |_| Err(Error::new(ErrorKind::NoSpace, "full")));
+        assert_eq!(full.unwrap_err().kind(), ErrorKind::NoSpace);
+        let mut taken = 0;
+        let stopped = copier.stream(runs(), &meter, |_| {
+            taken += 1;
+            token.cancel();
+            Ok(())
+        });
+        assert_eq!((stopped.unwrap_err().kind(), taken), (ErrorKind::Cancelled, 1));
+    }
+}
