@@ -119,6 +119,14 @@ impl<'a> Watch<'a> {
         self
     }
 
+    /// One stage of an operation of several: stopped with it, and told to `observer`.
+    pub(crate) fn stage<'b>(&self, observer: &'b dyn Observer) -> Watch<'b>
+    where
+        'a: 'b,
+    {
+        Watch { observer: Some(observer), cancel: self.cancel }
+    }
+
     /// Tells the observer, if there is one.
     pub(crate) fn report(&self, progress: Progress) {
         if let Some(observer) = self.observer {

@@ -62,6 +62,15 @@ impl Layer {
         Ok(Self { image, path: None, storage, file: None, findings })
     }
 
+    /// As [`open`](Self::open), of a flat disk: because the caller says so, its bytes are not looked at.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub fn open_raw(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
+        let image = Image::open_raw(Arc::clone(&storage), access)?;
+        Ok(Self { image, path: None, storage, file: None, findings: Findings::new() })
+    }
+
     /// The same layer with a name for messages and relative links.
     #[must_use]
     pub fn named(mut self, path: impl Into<PathBuf>) -> Self {

@@ -160,6 +160,8 @@ pub(super) struct Comparison<'a> {
     views: [View<'a>; 2],
     at: u64,
     end: u64,
+    /// What one side leaves to a parent differs from zeros of the other.
+    exact_maps: bool,
 }
 
 /// Some of both, to be compared next.
@@ -167,6 +169,8 @@ pub(super) struct Comparison<'a> {
 struct Batch<'a> {
     pairs: Vec<Pair<'a>>,
     known_equal: u64,
+    /// Differences that the maps show.
+    different: Vec<Range<u64>>,
 }
 
 impl<'a> Comparison<'a> {
@@ -174,7 +178,13 @@ impl<'a> Comparison<'a> {
     pub(super) fn new(one: &'a [Layer], other: &'a [Layer]) -> Result<Self> {
         let views = [View::new(one)?, View::new(other)?];
         let end = views.iter().map(|view| view.size).max().unwrap_or(0);
-        Ok(Self { views, at: 0, end })
+        Ok(Self { views, at: 0, end, exact_maps: false })
+    }
+
+    /// What is left to a parent must be so on both sides.
+    pub(super) fn exact_maps(mut self) -> Self {
+        self.exact_maps = true;
+        self
     }
 
     pub(super) fn run(mut self, options: &CompareOptions, watch: &Watch<'_>) -> Result<CompareReport> {
@@ -186,7 +196,10 @@ impl<'a> Comparison<'a> {
             meter.check()?;
             let batch = self.next_batch()?;
             report.known_equal += batch.known_equal;
-            for range in copier.differences(&batch.pairs, SECTOR, &meter)? {
+            let mut found = copier.differences(&batch.pairs, SECTOR, &meter)?;
+            found.extend(batch.different);
+            found.sort_by_key(|range| range.start);
+            for range in found {
                 report.add(range);
             }
             report.examined = self.at;
@@ -209,7 +222,10 @@ impl<'a> Comparison<'a> {
             let [one, other] = &self.views;
             let sides = [one.side(runs[0]), other.side(runs[1])];
             let place = one.place(runs[0]);
-            let len = if sides.iter().all(Option::is_none) || (place.is_some() && place == other.place(runs[1])) {
+            let len = if self.left_open_by_one(runs) {
+                batch.different.push(self.at..self.at + len);
+                len
+            } else if sides.iter().all(Option::is_none) || (place.is_some() && place == other.place(runs[1])) {
                 batch.known_equal += len;
                 len
             } else {
@@ -223,6 +239,11 @@ impl<'a> Comparison<'a> {
             self.at += len;
         }
         Ok(batch)
+    }
+
+    fn left_open_by_one(&self, runs: [Option<Piece>; 2]) -> bool {
+        let [one, other] = runs.map(|piece| piece.is_some_and(|piece| piece.owner == Owner::Below));
+        self.exact_maps && one != other
     }
 }
 

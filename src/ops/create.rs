@@ -111,7 +111,7 @@ pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<()> {
     let path = path.as_ref();
     let parent = open_parent(options)?;
     let file = AtomicFile::create(path)?;
-    let image = make(Arc::clone(file.storage()) as Arc<dyn Storage>, path, options, parent.as_ref())
+    let image = make(Arc::clone(file.storage()) as Arc<dyn Storage>, path, options, parent.as_ref().map(Chain::leaf))
         .map_err(|error| error.with_path(path))?;
     image.close().map_err(|error| error.with_path(path))?;
     file.commit(options.overwrite)
@@ -122,13 +122,13 @@ pub(super) fn make(
     storage: Arc<dyn Storage>,
     path: &Path,
     options: &CreateOptions,
-    parent: Option<&Chain>,
+    parent: Option<&Layer>,
 ) -> Result<Image> {
-    let size = options.size.or_else(|| parent.map(Chain::virtual_size)).ok_or_else(|| {
+    let size = options.size.or_else(|| parent.map(|parent| parent.image().virtual_size())).ok_or_else(|| {
         Error::new(ErrorKind::InvalidInput, "a new disk needs a size").with_hint("give it with --size, e.g. --size 10G")
     })?;
-    let link = parent.map(|parent| new_parent(path, parent.leaf())).transpose()?;
-    let block_size = options.block_size.or_else(|| parent.and_then(|parent| parent.leaf().image().block_size()));
+    let link = parent.map(|parent| new_parent(path, parent)).transpose()?;
+    let block_size = options.block_size.or_else(|| parent.and_then(|parent| parent.image().block_size()));
     match options.format {
         Format::Vhd => {
             no_sector_options(options)?;
@@ -193,8 +193,8 @@ fn no_sector_options(options: &CreateOptions) -> Result<()> {
     }
 }
 
-fn sectors(mut create: VhdxCreate, options: &CreateOptions, parent: Option<&Chain>) -> Result<VhdxCreate> {
-    let inherited = parent.map(Chain::logical_sector_size);
+fn sectors(mut create: VhdxCreate, options: &CreateOptions, parent: Option<&Layer>) -> Result<VhdxCreate> {
+    let inherited = parent.map(|parent| parent.image().logical_sector_size());
     if let (Some(asked), Some(inherited)) = (options.logical_sector_size, inherited)
         && asked != inherited
     {
@@ -205,7 +205,7 @@ fn sectors(mut create: VhdxCreate, options: &CreateOptions, parent: Option<&Chai
     if let Some(bytes) = options.logical_sector_size.or(inherited) {
         create = create.logical_sector_size(bytes);
     }
-    let physical = parent.and_then(|parent| match parent.leaf().image() {
+    let physical = parent.and_then(|parent| match parent.image() {
         Image::Vhdx(image) => Some(image.physical_sector_size()),
         _ => None,
     });
@@ -213,7 +213,7 @@ fn sectors(mut create: VhdxCreate, options: &CreateOptions, parent: Option<&Chai
         create = create.physical_sector_size(bytes);
     }
     // A child is the same disk as its parent, so it carries the same page 83 id ([MS-VHDX] 2.6.2.3).
-    if let Some(Image::Vhdx(image)) = parent.map(|parent| parent.leaf().image()) {
+    if let Some(Image::Vhdx(image)) = parent.map(Layer::image) {
         create = create.disk_id(image.disk_id());
     }
     Ok(create)

@@ -26,7 +26,7 @@ mod transfer;
 
 pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
 pub use compare::{CompareOptions, CompareReport, DifferingRange, MAX_DIFFERING_RANGES, compare};
-pub use convert::{ConvertOptions, ConvertReport, convert};
+pub use convert::{ConvertOptions, ConvertReport, convert, convert_stream};
 pub use create::{CreateOptions, create};
 pub use forest::{
     BrokenFile, Duplicate, Forest, ForestImage, ForestParent, Help, LinkState, MAX_FOREST_IMAGES, forest,
@@ -45,4 +45,4 @@ pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
     SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
 };
-pub use stream::write_raw;
+pub use stream::{write_raw, write_raw_part};

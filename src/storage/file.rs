@@ -175,6 +175,26 @@ impl FileStorage {
         Ok(FileIdentity::of(&self.file.metadata()?))
     }
 
+    /// Reserves file space for the first `len` bytes; what was never written still reads as zeros.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Unsupported` when the file system cannot; what the operating system answers.
+    pub fn allocate(&self, len: u64) -> Result<()> {
+        match offload::allocate(&self.file, len) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(ErrorKind::Unsupported, "this file system cannot reserve space in advance")
+                .with_path(&self.path)
+                .with_hint("leave out the preallocation")),
+            Err(source) => Err(Error::io("reserve the file's space", source).with_path(&self.path)),
+        }
+    }
+
+    /// Asks the system to read the file from the medium again, instead of what it remembers of what was written. A
+    /// courtesy: what it has not synced, or is not asked so, it goes on remembering.
+    pub(crate) fn forget_cached(&self) {
+        offload::forget_cached(&self.file);
+    }
+
     /// The bytes this process may still allocate on the file's file system.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! What a kernel does better than a loop of reads and writes: holes, copies inside the file system, exclusive renames.
+//! What a kernel does better than a loop of reads and writes: holes, space in advance, copies inside the file system,
+//! exclusive renames.
 //!
 //! Owns: the system calls, and which of their refusals only mean "not here". Must not know: who asks.
 //! Where a system has no such call the answer is always "not here".
@@ -35,6 +36,26 @@ pub(super) fn punch_hole(file: &File, range: Range<u64>) -> io::Result<bool> {
         Err(errno) if refusal::is_unsupported(errno) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Reserves space for the first `len` bytes. `Ok(false)`: the file system does not know how.
+#[cfg(target_os = "linux")]
+pub(super) fn allocate(file: &File, len: u64) -> io::Result<bool> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    if len == 0 {
+        return Ok(true);
+    }
+    match rustix::io::retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, len)) {
+        Ok(()) => Ok(true),
+        Err(errno) if refusal::is_unsupported(errno) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Drops what the system has cached of the file, where it can.
+#[cfg(target_os = "linux")]
+pub(super) fn forget_cached(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
 /// The next position that is not in a hole, `None` when only a hole is left. The answer may be early, never late.
@@ -91,6 +112,14 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
 pub(super) fn punch_hole(_file: &File, _range: Range<u64>) -> io::Result<bool> {
     Ok(false)
 }
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn allocate(_file: &File, _len: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn forget_cached(_file: &File) {}
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn seek_data(_file: &File, offset: u64) -> io::Result<Option<u64>> {

@@ -3,6 +3,7 @@
 mod answers;
 mod chains;
 mod comparing;
+mod converting;
 mod mending;
 mod merging;
 mod parents;

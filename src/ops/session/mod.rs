@@ -228,7 +228,7 @@ impl Session {
         let options = CreateOptions::new(parent.leaf().image().format(), DiskKind::Differencing);
         let file = Arc::new(FileStorage::create_new(&disk.temporary)?);
         let storage = Arc::clone(&file) as Arc<dyn Storage>;
-        create::make(storage, &disk.child, &options, Some(&parent))?.close()?;
+        create::make(storage, &disk.child, &options, Some(parent.leaf()))?.close()?;
         file.sync().map_err(|error| Error::io("sync the new leaf", error).with_path(&disk.temporary))?;
         sync_directory_of(&disk.temporary)?;
         drop(file);

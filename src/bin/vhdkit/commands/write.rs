@@ -4,27 +4,17 @@
 
 use crate::Session;
 use crate::args::{ParentArgs, RawArgs};
+use crate::input::{self, Stream};
 use crate::output::{self, Failure};
 use crate::progress::Reporter;
 use crate::size;
 use clap::Args;
 use std::fs::File;
-use std::io::{self, Read, Seek};
-use std::os::fd::AsFd;
+use std::io::Seek;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
 use vhdkit::chain::Chain;
 use vhdkit::storage::Access;
-use vhdkit::units::MIB;
-use vhdkit::{Error, ErrorKind, Observer, Progress};
-
-/// Bytes written at a time, each followed by a sync; all but the first start on a multiple of it.
-const CHUNK: u64 = 16 * MIB;
-
-/// How often a wait for input looks whether the run was asked to stop.
-const PATIENCE: Duration = Duration::from_millis(100);
+use vhdkit::{Observer, Progress};
 
 const EXAMPLES: &str = "\
 Writing to an image that has children makes them invalid.
@@ -56,11 +46,11 @@ pub(crate) struct WriteArgs {
 pub(crate) fn run(args: &WriteArgs, session: &Session) -> Result<(), Failure> {
     let options = args.parents.options().raw(args.raw.is_raw()).access(Access::Write);
     let chain = Chain::open(&args.image, &options)?;
-    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let input = input::stdin()?;
     let expected = remaining(&input);
     let mut pour = Pour { chain, offset: args.offset, expected, written: 0 };
     pour.require_room(expected.unwrap_or(0)).map_err(|error| error.with_path(&args.image))?;
-    let poured = pour.run(&read_ahead(input, args.offset), session);
+    let poured = pour.run(&mut Stream::new(input, args.offset, &session.cancel), session);
     // What was written so far is made durable even when the rest cannot be.
     let Pour { mut chain, written, .. } = pour;
     let closed = chain.flush().and_then(|()| chain.close());
@@ -81,23 +71,16 @@ struct Pour {
 }
 
 impl Pour {
-    fn run(&mut self, input: &Receiver<io::Result<Vec<u8>>>, session: &Session) -> vhdkit::Result<()> {
+    fn run(&mut self, input: &mut Stream<'_>, session: &Session) -> vhdkit::Result<()> {
         let reporter = Reporter::new(session.display, false);
-        loop {
-            if session.cancel.is_cancelled() {
-                return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
-            }
-            let bytes = match input.recv_timeout(PATIENCE) {
-                Ok(bytes) => bytes.map_err(|error| Error::io("read standard input", error))?,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            };
+        while let Some(bytes) = input.next()? {
             self.require_room(bytes.len() as u64)?;
             self.chain.write_at(&bytes, self.offset + self.written)?;
             self.written += bytes.len() as u64;
             let total = self.expected.unwrap_or(0).max(self.written);
             reporter.progress(Progress { done: self.written, total, moved: self.written });
         }
+        Ok(())
     }
 
     fn require_room(&self, len: u64) -> vhdkit::Result<()> {
@@ -115,24 +98,4 @@ impl Pour {
 fn remaining(mut input: &File) -> Option<u64> {
     let metadata = input.metadata().ok().filter(std::fs::Metadata::is_file)?;
     Some(metadata.len().saturating_sub(input.stream_position().ok()?))
-}
-
-/// Reads `input` on a thread of its own, so that a signal is answered while it has nothing to say. The channel ends
-/// where the input does.
-fn read_ahead(mut input: File, offset: u64) -> Receiver<io::Result<Vec<u8>>> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    thread::spawn(move || {
-        let mut room = CHUNK - offset % CHUNK;
-        loop {
-            let mut bytes = Vec::new();
-            let read = (&mut input).take(room).read_to_end(&mut bytes);
-            let last = !matches!(read, Ok(len) if len > 0);
-            // Nobody waits for the rest once the other end is gone: the write failed.
-            if matches!(read, Ok(0)) || sender.send(read.map(|_| bytes)).is_err() || last {
-                return;
-            }
-            room = CHUNK;
-        }
-    });
-    receiver
 }
