@@ -38,7 +38,7 @@ pub use map::{ChangedRange, Changes, ExtentState, MapExtent, MapExtents, changes
 pub use merge::{
     CheckpointStore, MergeOptions, MergePlan, MergeReport, PlannedFile, Siblings, merge, merge_chain, plan_merge,
 };
-pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, undo_file, undo_repair};
+pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, repair_storage, undo_file, undo_repair};
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};
 #[cfg(feature = "registry")]
 pub use session::{

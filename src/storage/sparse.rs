@@ -1,6 +1,7 @@
 //! Sparse contents in memory: what a file holds, at the price of the pages that are not zero.
 //!
-//! Owns: the page map, copy-on-write between clones. Must not know: locks, journals, who reads it.
+//! Owns: the page map, copy-on-write between clones, and a number that tells contents apart. Must not know: locks,
+//! journals, who reads it.
 
 use super::{PAGE, Page, end_of, past_end};
 use crate::zeros::is_zero;
@@ -9,6 +10,11 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "sim")]
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::OnceLock,
+};
 
 const PAGE_BYTES: u64 = PAGE as u64;
 
@@ -18,7 +24,33 @@ const PAGE_BYTES: u64 = PAGE as u64;
 #[derive(Clone, Default)]
 pub(super) struct Sparse {
     len: u64,
-    pages: Arc<BTreeMap<u64, Arc<Page>>>,
+    pages: Arc<BTreeMap<u64, Arc<Held>>>,
+}
+
+/// A page, and its hash once somebody asked for it.
+#[derive(Clone)]
+struct Held {
+    bytes: Page,
+    #[cfg(feature = "sim")]
+    hash: OnceLock<u64>,
+}
+
+impl Held {
+    fn new(bytes: Page) -> Arc<Self> {
+        Arc::new(Self {
+            bytes,
+            #[cfg(feature = "sim")]
+            hash: OnceLock::new(),
+        })
+    }
+
+    /// The bytes of a page that is no clone's, for changing.
+    fn bytes_mut(held: &mut Arc<Self>) -> &mut Page {
+        let held = Arc::make_mut(held);
+        #[cfg(feature = "sim")]
+        held.hash.take();
+        &mut held.bytes
+    }
 }
 
 impl fmt::Debug for Sparse {
@@ -36,7 +68,7 @@ impl Sparse {
             .map(|(chunk, number)| {
                 let mut page = [0; PAGE];
                 page[..chunk.len()].copy_from_slice(chunk);
-                (number, Arc::new(page))
+                (number, Held::new(page))
             })
             .collect();
         Self { len: bytes.len() as u64, pages: Arc::new(pages) }
@@ -64,7 +96,7 @@ impl Sparse {
             let len = rest.len().min(PAGE - inside);
             let (part, tail) = rest.split_at_mut(len);
             match self.pages.get(&(at / PAGE_BYTES)) {
-                Some(page) => part.copy_from_slice(&page[inside..inside + len]),
+                Some(page) => part.copy_from_slice(&page.bytes[inside..inside + len]),
                 None => part.fill(0),
             }
             at += len as u64;
@@ -87,7 +119,7 @@ impl Sparse {
             if part.len() == PAGE && is_zero(part) {
                 pages.remove(&number);
             } else {
-                let page = Arc::make_mut(pages.entry(number).or_insert_with(|| Arc::new([0; PAGE])));
+                let page = Held::bytes_mut(pages.entry(number).or_insert_with(|| Held::new([0; PAGE])));
                 page[inside..inside + part.len()].copy_from_slice(part);
             }
             at += part.len() as u64;
@@ -103,7 +135,7 @@ impl Sparse {
             let pages = Arc::make_mut(&mut self.pages);
             drop(pages.split_off(&len.div_ceil(PAGE_BYTES)));
             if let Some(page) = pages.get_mut(&(len / PAGE_BYTES)) {
-                Arc::make_mut(page)[(len % PAGE_BYTES) as usize..].fill(0);
+                Held::bytes_mut(page)[(len % PAGE_BYTES) as usize..].fill(0);
             }
         }
         self.len = len;
@@ -125,7 +157,7 @@ impl Sparse {
             if from == 0 && to == PAGE {
                 pages.remove(&number);
             } else if let Some(page) = pages.get_mut(&number) {
-                Arc::make_mut(page)[from..to].fill(0);
+                Held::bytes_mut(page)[from..to].fill(0);
             }
         }
         self.len = self.len.max(range.end);
@@ -135,5 +167,22 @@ impl Sparse {
     pub(super) fn next_data(&self, offset: u64) -> Option<u64> {
         let (&number, _) = self.pages.range(offset / PAGE_BYTES..).next()?;
         Some(offset.max(number * PAGE_BYTES)).filter(|&at| at < self.len)
+    }
+
+    /// A number by which other contents are told apart: equal contents that came about in different ways may still differ
+    /// in it, different ones agree by an accident of 1 in 2^64.
+    #[cfg(feature = "sim")]
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.len.hash(&mut hasher);
+        for (number, page) in &*self.pages {
+            let hash = page.hash.get_or_init(|| {
+                let mut hasher = DefaultHasher::new();
+                page.bytes.hash(&mut hasher);
+                hasher.finish()
+            });
+            (number, hash).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 }

@@ -18,10 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::link::{DiskKind, GrowAs};
 use crate::map::{BlockMap, BlockSink, Content, Want};
 use crate::units::{SECTOR, round_down, round_up};
+use crate::zeros::is_zero;
 use std::ops::Range;
 
 /// Entries of a table copied or cleared at a time.
 const TABLE_STEP: u64 = 16 << 10;
+/// Bytes past the end of a disk looked at in one go.
+const SCRUB_STEP: usize = 64 << 10;
 /// Blocks that a growing differencing disk fills with zeros at a time.
 const ZERO_BATCH: u64 = 1024;
 
@@ -43,8 +46,9 @@ impl Vhd {
         self.pending = None;
         let old = self.virtual_size();
         match (size.cmp(&old), self.sparse.is_some()) {
-            // A change that was cut short may have left a longer table, or slack in front of a fixed disk's footer.
-            (std::cmp::Ordering::Equal, true) => self.cut_longer_table(size),
+            // A change that was cut short may have left something behind the end of the disk, or slack in front of a
+            // fixed disk's footer.
+            (std::cmp::Ordering::Equal, true) => self.finish_shrink(size),
             (std::cmp::Ordering::Equal, false) => self.cut_slack(),
             (std::cmp::Ordering::Greater, true) => self.grow_sparse(old, size, grow),
             (std::cmp::Ordering::Less, true) => self.shrink_sparse(size),
@@ -92,7 +96,8 @@ impl Vhd {
         let layout = sparse.bat.layout;
         let (old_blocks, new_blocks) = (layout.blocks(old), layout.blocks(size));
         self.scrub_last_block(sparse, old)?;
-        self.clear_entries(sparse, old_blocks..new_blocks.min(sparse.bat.entries.into()))?;
+        // Also those that even the new size does not reach: an interrupted growth by more may have left some.
+        self.clear_entries(sparse, old_blocks..sparse.bat.entries.into())?;
         self.store.sync()?;
         self.set_data_end(None);
         self.set_table_size(old_blocks, new_blocks)?;
@@ -124,10 +129,47 @@ impl Vhd {
         self.trim()
     }
 
-    /// Windows refuses a table that has more entries than the disk has blocks.
-    fn cut_longer_table(&mut self, size: u64) -> Result<()> {
-        let longer = |sparse: &Sparse| sparse.bat.layout.blocks(size) < u64::from(sparse.bat.entries);
-        if self.sparse.as_ref().is_some_and(longer) { self.cut_table(size) } else { Ok(()) }
+    /// Clears what an interrupted [`shrink_sparse`](Self::shrink_sparse) left: a table with more entries than the disk has
+    /// blocks, which Windows refuses, and bits and bytes of the last block past the end.
+    fn finish_shrink(&mut self, size: u64) -> Result<()> {
+        let Some(sparse) = &self.sparse else { return Ok(()) };
+        if sparse.bat.layout.blocks(size) < u64::from(sparse.bat.entries) {
+            return self.cut_table(size);
+        }
+        if self.is_clear_past_end(sparse, size)? {
+            return Ok(());
+        }
+        self.drop_batmap()?;
+        let Some(sparse) = &self.sparse else { return Ok(()) };
+        self.scrub_last_block(sparse, size)?;
+        self.store.sync()
+    }
+
+    /// Whether the last block of a disk of `size` bytes has neither bits nor bytes past the end.
+    fn is_clear_past_end(&self, sparse: &Sparse, size: u64) -> Result<bool> {
+        let layout = sparse.bat.layout;
+        let (block, within) = layout.split(size);
+        let place = if within == 0 { None } else { sparse.bat.block(&self.store, block)? };
+        let Some(at) = place else { return Ok(true) };
+        let past = within / SECTOR..layout.block_size / SECTOR;
+        let (set, run) = sparse.bat.bitmap_run(&self.store, at, past.clone())?;
+        if set || run < past.end.saturating_sub(past.start) {
+            return Ok(false);
+        }
+        // The part of a last block past the end of the disk need not be there.
+        let end = at.saturating_add(layout.stride()).min(self.tail_at);
+        let mut from = at.saturating_add(layout.bitmap_len).saturating_add(within);
+        let mut buffer = vec![0; SCRUB_STEP];
+        while let Some(data) = self.store.next_data(from)?.filter(|data| *data < end) {
+            let len = usize::try_from(end.saturating_sub(data)).unwrap_or(usize::MAX).min(SCRUB_STEP);
+            let part = buffer.get_mut(..len).unwrap_or_default();
+            self.store.read("a block past the end of the disk", part, data)?;
+            if !is_zero(part) {
+                return Ok(false);
+            }
+            from = data.saturating_add(len as u64);
+        }
+        Ok(true)
     }
 
     /// Writes the footers that say `size`.

@@ -4,8 +4,8 @@
 //! which once lay outside the disk never shows what it held before. Must not know: how pages reach the file (`txn`).
 //!
 //! Growing: everything the new range needs is put in order first, past the end, where nobody looks; the size comes last.
-//! Shrinking: the size comes first; what lies past the new end is then cleared, and if that is cut short, growing again
-//! clears it.
+//! Shrinking: the size comes first; what lies past the new end is then cleared. If that is cut short, growing again
+//! clears it, and so does asking once more for the size the disk has.
 
 mod table;
 
@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::link::GrowAs;
 use crate::problem::{Fault, Problem, Structure};
 use crate::units::FileOffset;
+use crate::zeros::is_zero;
 use std::ops::Range;
 
 /// How much of a moving BAT one read takes.
@@ -30,6 +31,7 @@ impl Vhdx {
     ///
     /// A new range reads as `grow_as` says, and in an image without a parent as zeros. Shrinking drops what lies past the
     /// end for good; its space is used again. Fixed disks stay fully allocated. A reservation that is out is taken back.
+    /// Asking for the size the disk has finishes a change that was cut short, and otherwise writes nothing.
     ///
     /// # Errors
     /// `InvalidInput` for a size the format does not allow; `ReadOnly`; `NoSpace`; `Corrupt`; what the storage answers.
@@ -42,7 +44,7 @@ impl Vhdx {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         if size == self.geometry.virtual_size {
-            return Ok(());
+            return self.finish_shrink();
         }
         self.begin(Seen::ByGuest)?;
         self.drop_plan();
@@ -54,6 +56,9 @@ impl Vhdx {
         if u64::from(self.regions.bat().length) < new.entries().saturating_mul(BAT_ENTRY_LEN) {
             self.move_bat(new.region_len())?;
         }
+        // Whatever an interrupted change left there, for the part that even the new size does not reach.
+        self.clear_entries_past_end()?;
+        self.clear_bits_past_end()?;
         self.open_last_block(&new, grow_as)?;
         self.fill_table(&new, grow_as)?;
         // Zeroed blocks must be zero on the medium before the size shows them.
@@ -73,6 +78,50 @@ impl Vhdx {
         self.take_size(disk);
         self.close_last_block()?;
         self.settle()
+    }
+
+    /// Clears what an interrupted [`shrink`](Self::shrink) left past the end. Nobody can see it, so no id changes.
+    fn finish_shrink(&mut self) -> Result<()> {
+        if self.is_clear_past_end()? {
+            return Ok(());
+        }
+        self.begin(Seen::ByNobody)?;
+        self.drop_plan();
+        self.clear_entries_past_end()?;
+        self.close_last_block()?;
+        self.settle()
+    }
+
+    /// Whether entries, bits and bytes past the end of the disk are all zero.
+    fn is_clear_past_end(&self) -> Result<bool> {
+        if !self.entries_past_end()?.is_empty() || !self.bits_past_end()?.is_empty() {
+            return Ok(false);
+        }
+        let Some((block, inside)) = self.last_block() else { return Ok(true) };
+        let entry = self.payload_entry(block)?;
+        if !entry.is_present() {
+            return Ok(true);
+        }
+        let start = entry.offset.get();
+        self.reads_as_zero(start.saturating_add(inside)..start.saturating_add(self.geometry.block_size))
+    }
+
+    /// Whether `range` of the file, as far as the file reaches, holds nothing but zeros.
+    fn reads_as_zero(&self, range: Range<u64>) -> Result<bool> {
+        let failed = |error| Error::io("read a block", error).with_offset(FileOffset(range.start));
+        let end = range.end.min(self.file_len()?);
+        let mut buffer = vec![0; COPY_LEN];
+        let mut at = range.start;
+        while let Some(data) = self.storage.next_data(at).map_err(failed)?.filter(|data| *data < end) {
+            let len = usize::try_from(end.saturating_sub(data)).unwrap_or(usize::MAX).min(buffer.len());
+            let part = buffer.get_mut(..len).unwrap_or_default();
+            self.storage.read_exact_at(part, data).map_err(failed)?;
+            if !is_zero(part) {
+                return Ok(false);
+            }
+            at = data.saturating_add(len as u64);
+        }
+        Ok(true)
     }
 
     fn write_size(&self, to: &mut Transaction, size: u64) -> Result<()> {

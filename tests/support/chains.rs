@@ -3,6 +3,7 @@
 //! The model is one byte vector per layer: the whole contents of the disk as seen through that layer. It knows no
 //! blocks, bitmaps or states, so it cannot share a mistake with the crate.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use vhdkit::chain::{Chain, Layer};
@@ -109,36 +110,47 @@ pub(crate) fn create_layer(storage: Arc<dyn Storage>, spec: &ChainSpec, index: u
     }
 }
 
-/// Applies `edit` to the leaf and to the model of what it shows.
-pub(crate) fn apply(chain: &mut Chain, view: &mut [u8], edit: &Edit) {
-    let size = view.len() as u64;
-    let cut = |offset: u64, len: u64| {
-        let start = offset.min(size);
-        start..start.saturating_add(len).min(size)
-    };
-    match *edit {
-        Edit::Write { offset, len, seed } => {
-            let range = cut(offset, len);
-            let bytes = pattern(range.start, range.end - range.start, seed);
-            chain.write_at(&bytes, range.start).expect("write");
-            view[range.start as usize..range.end as usize].copy_from_slice(&bytes);
-        }
-        Edit::Zero { offset, len } => {
-            let range = cut(offset, len);
-            chain.zero(range.clone()).expect("zero");
-            view[range.start as usize..range.end as usize].fill(0);
-        }
-        Edit::Discard { offset, len } => {
-            let range = cut(offset, len);
-            let block = u64::from(chain.layers()[0].image().block_size().unwrap_or(512));
-            let first = range.start.next_multiple_of(block);
-            let last = if range.end == size { size } else { range.end / block * block };
-            chain.discard(range).expect("discard");
-            if first < last {
-                view[first as usize..last as usize].fill(0);
+impl Edit {
+    /// The bytes of a disk of `size` bytes that it changes, and what they become; a discard changes whole blocks only.
+    pub(crate) fn outcome(&self, size: u64, block: u64) -> (Range<u64>, Vec<u8>) {
+        let cut = |offset: u64, len: u64| {
+            let start = offset.min(size);
+            start..start.saturating_add(len).min(size)
+        };
+        let zeros = |range: Range<u64>| (range.clone(), vec![0; (range.end - range.start) as usize]);
+        match *self {
+            Self::Write { offset, len, seed } => {
+                let range = cut(offset, len);
+                (range.clone(), pattern(range.start, range.end - range.start, seed))
+            }
+            Self::Zero { offset, len } => zeros(cut(offset, len)),
+            Self::Discard { offset, len } => {
+                let range = cut(offset, len);
+                let first = range.start.next_multiple_of(block);
+                let last = if range.end == size { size } else { range.end / block * block };
+                zeros(first.min(last)..last)
             }
         }
     }
+}
+
+/// Applies `edit` to the leaf; answers what it changed and what that shows now.
+pub(crate) fn try_apply(chain: &mut Chain, edit: &Edit) -> vhdkit::Result<(Range<u64>, Vec<u8>)> {
+    let size = chain.virtual_size();
+    let block = u64::from(chain.layers()[0].image().block_size().unwrap_or(512));
+    let (range, bytes) = edit.outcome(size, block);
+    match *edit {
+        Edit::Write { .. } => chain.write_at(&bytes, range.start)?,
+        Edit::Zero { .. } => chain.zero(range.clone())?,
+        Edit::Discard { offset, len } => chain.discard(offset.min(size)..offset.saturating_add(len).min(size))?,
+    }
+    Ok((range, bytes))
+}
+
+/// Applies `edit` to the leaf and to the model of what it shows.
+pub(crate) fn apply(chain: &mut Chain, view: &mut [u8], edit: &Edit) {
+    let (range, bytes) = try_apply(chain, edit).expect("edit");
+    view[range.start as usize..range.end as usize].copy_from_slice(&bytes);
 }
 
 /// Builds the chain `spec` describes; `storage(n)` gives the empty storage of the n-th layer, base first.

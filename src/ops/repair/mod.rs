@@ -169,7 +169,8 @@ fn repair_file(path: &Path, options: &RepairOptions) -> Result<RepairReport> {
         copy_permissions(path, &file)?;
         Undo::write(&storage, &steps, &*file)?;
         kept.commit(true)?;
-        make(&storage, &steps, &options.allow)?;
+        let made = make(&storage, &steps, &options.allow);
+        made.map_err(|error| error.with_hint("take it back with `vhdkit repair --undo`"))?;
         Undo::mark_done(&*file).map_err(|error| error.with_path(&undo_path))?;
         report.undo = Some(undo_path);
     } else if report.resumed {
@@ -180,6 +181,21 @@ fn repair_file(path: &Path, options: &RepairOptions) -> Result<RepairReport> {
     Image::check(storage, false, &mut findings)?;
     report.findings = findings.list().iter().map(CheckedFinding::from).collect();
     Ok(report)
+}
+
+/// Repairs the image in `storage`, a storage of the caller's own, which must take writes: what can be mended without
+/// changing what its disk shows, and the kinds in `allow` besides. Answers what was done, in order. There is no way back:
+/// who wants one keeps a copy.
+///
+/// # Errors
+/// `Corrupt`, `Unsupported`, `UnknownFormat` when the image is damaged beyond repair; `Refused` when the repair did not
+/// help; what the storage answers, and then the image is as after a crash and may be repaired again.
+pub fn repair_storage(storage: &Arc<dyn Storage>, allow: &[RepairKind]) -> Result<Vec<Repaired>> {
+    let steps = Image::plan_repair(Arc::clone(storage), allow)?;
+    if !steps.is_empty() {
+        make(storage, &steps, allow)?;
+    }
+    Ok(steps.iter().map(Repaired::from).collect())
 }
 
 fn plan(storage: &Arc<dyn Storage>, options: &RepairOptions, undoable: bool) -> Result<Vec<Step>> {
@@ -196,13 +212,12 @@ fn plan(storage: &Arc<dyn Storage>, options: &RepairOptions, undoable: bool) -> 
 
 /// Carries out `steps`, and proves that none of them is wanted any more.
 fn make(storage: &Arc<dyn Storage>, steps: &[Step], allow: &[RepairKind]) -> Result<()> {
-    let taken_back = "take it back with `vhdkit repair --undo`";
-    apply::steps(&CheckedStorage::writable(Arc::clone(storage)), steps).map_err(|error| error.with_hint(taken_back))?;
-    let left = Image::plan_repair(Arc::clone(storage), allow).map_err(|error| error.with_hint(taken_back))?;
+    apply::steps(&CheckedStorage::writable(Arc::clone(storage)), steps)?;
+    let left = Image::plan_repair(Arc::clone(storage), allow)?;
     match left.iter().find(|step| steps.iter().any(|done| done.kind == step.kind)) {
         Some(step) => {
             let message = format_args!("the repair did not help: it would {} again", step.what);
-            Err(Error::new(ErrorKind::Refused, message).with_hint(taken_back))
+            Err(Error::new(ErrorKind::Refused, message))
         }
         None => Ok(()),
     }

@@ -37,21 +37,26 @@ pub struct ExploreOptions {
     pub exhaustive_limit: u32,
     /// Crash points before this one are passed over; compare with [`SimDisk::position`].
     pub from_point: usize,
+    /// The visitor judges contents alike at every point between two [promises](SimDisk::promise): what an earlier point
+    /// gave is not given again.
+    pub by_promise: bool,
 }
 
 impl ExploreOptions {
     /// Sixteen samples per point, all subsets of up to six operations, from the beginning.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self { seed, samples_per_point: 16, exhaustive_limit: 6, from_point: 0 }
+        Self { seed, samples_per_point: 16, exhaustive_limit: 6, from_point: 0, by_promise: false }
     }
 }
 
 /// What an exploration saw.
 #[derive(Clone, Debug, Default)]
 pub struct ExploreReport {
-    /// Crash states the visitor was given.
+    /// Crash states the visitor was given. No two of one point hold the same bytes.
     pub states: u64,
+    /// Crash states that held what the visitor had seen already.
+    pub repeated: u64,
     /// Crash points they belong to.
     pub points: u64,
     /// The first state the visitor did not accept; exploration ended there.
@@ -101,6 +106,7 @@ pub struct CrashState<'a> {
 struct Journal {
     names: Vec<Arc<str>>,
     operations: Vec<Operation>,
+    promises: Vec<usize>,
 }
 
 impl CrashState<'_> {
@@ -154,8 +160,8 @@ impl SimDisk {
     /// At every point (skipping those that can leave nothing their predecessor could not, and most
     /// inside long runs without a sync): nothing unsynced survives;
     /// everything does; with few unsynced operations every subset of them, and each of them torn in several ways; with
-    /// many, prefixes, single losses and tears of the newest; then random subsets with random tears. The visitor gets states of one point
-    /// after those of all earlier ones.
+    /// many, prefixes, single losses and tears of the newest; then random subsets with random tears. States of one point
+    /// that hold the same bytes are given once. The visitor gets states of one point after those of all earlier ones.
     pub fn explore(
         &self,
         options: &ExploreOptions,
@@ -165,7 +171,11 @@ impl SimDisk {
         let mut random = Random::new(options.seed);
         let mut report = ExploreReport::default();
         let mut pending = Vec::new();
+        let mut seen = HashSet::new();
         for point in 0..=journal.operations.len() {
+            if !options.by_promise || journal.promises.contains(&point) {
+                seen.clear();
+            }
             let news = point == 0 || advance(&journal, point - 1, &mut files, &mut pending);
             let skipped = !news || is_inside_long_run(&journal, point, pending.len());
             if point < options.from_point || (skipped && point < journal.operations.len()) {
@@ -182,6 +192,10 @@ impl SimDisk {
                     let Operation { file, action } = &journal.operations[place];
                     action.apply_fate(fate, &mut files[*file]);
                 }
+                if !seen.insert(files.iter().map(Sparse::fingerprint).collect::<Vec<u64>>()) {
+                    report.repeated += 1;
+                    continue;
+                }
                 report.states += 1;
                 let state = CrashState { journal: &journal, point, pending: &pending, fates: &fates, files };
                 if let Err(message) = visit(&state) {
@@ -197,7 +211,8 @@ impl SimDisk {
         let machine = self.lock();
         let names = machine.files.iter().map(|file| Arc::clone(&file.name)).collect();
         let bases = machine.files.iter().map(|file| file.base.clone()).collect();
-        (Journal { names, operations: machine.journal.clone() }, bases)
+        let (operations, promises) = (machine.journal.clone(), machine.promises.clone());
+        (Journal { names, operations, promises }, bases)
     }
 }
 

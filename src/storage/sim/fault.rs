@@ -3,6 +3,7 @@
 //! Owns: which operation a fault meets. Must not know: what a failed operation does to the disk.
 
 use std::io;
+use std::sync::Arc;
 
 /// A kind of operation on the simulated disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,8 @@ pub enum SimFailure {
     /// `EIO`. A write may have changed any of its sectors; a sync loses any of the operations since the last one for good,
     /// whatever later syncs say, and the file reads without them from then on.
     Io,
+    /// `EIO` too, but a sync loses every operation since the last one.
+    LostWrites,
     /// `ENOSPC`. A write may have changed its first sectors; otherwise as `Io`.
     NoSpace,
     /// `UnexpectedEof`, as a file that another program cut short meanwhile. Without effect; meant for reads.
@@ -34,7 +37,7 @@ pub enum SimFailure {
 impl SimFailure {
     pub(super) fn error(self) -> io::Error {
         match self {
-            Self::Io => io::Error::other("simulated I/O error"),
+            Self::Io | Self::LostWrites => io::Error::other("simulated I/O error"),
             Self::NoSpace => io::Error::new(io::ErrorKind::StorageFull, "simulated full disk"),
             Self::Eof => io::Error::new(io::ErrorKind::UnexpectedEof, "simulated short read"),
         }
@@ -105,11 +108,15 @@ impl SimFault {
     }
 }
 
+/// Whether a sync of the file of that name only pretends.
+pub(super) type SyncRule = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// All armed faults.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Faults {
     armed: Vec<SimFault>,
     dropped: Vec<DropSync>,
+    rule: Option<SyncRule>,
 }
 
 #[derive(Debug)]
@@ -126,6 +133,14 @@ impl Faults {
 
     pub(super) fn drop_syncs(&mut self, file: &str, skip: Option<u64>) {
         self.dropped.push(DropSync { file: file.to_owned(), skip });
+    }
+
+    pub(super) fn drop_syncs_when(&mut self, rule: SyncRule) {
+        self.rule = Some(rule);
+    }
+
+    pub(super) fn sync_rule(&self) -> Option<SyncRule> {
+        self.rule.clone()
     }
 
     pub(super) fn clear(&mut self) {

@@ -13,34 +13,28 @@
 
 mod explore;
 mod fault;
+mod file;
 mod journal;
 mod random;
 
 pub use explore::{CrashState, ExploreFailure, ExploreOptions, ExploreReport};
 pub use fault::{SimFailure, SimFault, SimOperation};
+pub use file::SimFile;
 pub use journal::SimStep;
 
 use super::sparse::Sparse;
-use super::{MemoryStorage, PAGE, Storage, end_of};
+use super::{PAGE, Storage};
 use fault::Faults;
 use journal::{Action, Fate, Operation};
 use random::Random;
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One simulated machine with some files. A clone is another handle on the same machine.
 #[derive(Clone, Default)]
 pub struct SimDisk {
     machine: Arc<Mutex<Machine>>,
-}
-
-/// One file of a [`SimDisk`].
-pub struct SimFile {
-    machine: Arc<Mutex<Machine>>,
-    index: usize,
-    name: Arc<str>,
 }
 
 /// How many operations a disk saw, failed ones included.
@@ -75,6 +69,8 @@ impl SimCounts {
 struct Machine {
     files: Vec<Contents>,
     journal: Vec<Operation>,
+    /// Places in the journal where something was promised.
+    promises: Vec<usize>,
     faults: Faults,
     counts: SimCounts,
     changes_after_failure: u64,
@@ -111,12 +107,6 @@ impl fmt::Debug for SimDisk {
         let machine = self.lock();
         let names: Vec<_> = machine.files.iter().map(|file| &file.name).collect();
         f.debug_struct("SimDisk").field("files", &names).field("operations", &machine.journal.len()).finish()
-    }
-}
-
-impl fmt::Debug for SimFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SimFile").field(&self.name).finish()
     }
 }
 
@@ -199,10 +189,20 @@ impl SimDisk {
         self.lock().journal.len()
     }
 
+    /// Notes that from here on more is promised than before, as when a call returns: states after it are judged anew
+    /// whatever they hold ([`ExploreOptions::by_promise`]). Answers the [position](Self::position).
+    pub fn promise(&self) -> usize {
+        let mut machine = self.lock();
+        let position = machine.journal.len();
+        machine.promises.push(position);
+        position
+    }
+
     /// Makes everything so far durable and forgets how it came about: exploration starts here.
     pub fn checkpoint(&self) {
         let mut machine = self.lock();
         machine.journal.clear();
+        machine.promises.clear();
         for file in &mut machine.files {
             *file = Contents::new(&file.name, file.view.clone());
         }
@@ -245,6 +245,12 @@ impl SimDisk {
     /// A test that still passes then does not test the barrier.
     pub fn drop_syncs(&self, file: &str, skip: Option<u64>) {
         self.lock().faults.drop_syncs(file, skip);
+    }
+
+    /// Asks `drops` before every sync, on the thread that wants it and with the name of the file, whether the sync is to
+    /// answer `Ok` and do nothing. One such rule at a time.
+    pub fn drop_syncs_when(&self, drops: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        self.lock().faults.drop_syncs_when(Arc::new(drops));
     }
 
     /// Disarms all faults and dropped syncs.
@@ -308,7 +314,8 @@ impl Machine {
         match operation {
             SimOperation::Sync => {
                 let pending = self.files[file].pending.iter().copied();
-                let lost = pending.filter(|_| random.hit(1, 2)).collect();
+                let all = failure == SimFailure::LostWrites;
+                let lost = pending.filter(|_| all || random.hit(1, 2)).collect();
                 self.record(file, Action::SyncFailed { lost });
             }
             SimOperation::Write | SimOperation::Zero => {
@@ -323,68 +330,5 @@ impl Machine {
             _ => {}
         }
         Err(failure.error())
-    }
-}
-
-impl SimFile {
-    /// The name it has on its disk.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// A copy of what the file reads as now, in constant time.
-    #[must_use]
-    pub fn contents(&self) -> MemoryStorage {
-        MemoryStorage::from_sparse(self.lock().files[self.index].view.clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Storage for SimFile {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.lock().files[self.index].view.len())
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut machine = self.lock();
-        machine.counts.reads += 1;
-        machine.counts.bytes_read += buf.len() as u64;
-        match machine.faults.meet(SimOperation::Read, &self.name) {
-            Some((failure, _)) => Err(failure.error()),
-            None => machine.files[self.index].view.read(buf, offset),
-        }
-    }
-
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        if buf.is_empty() {
-            return Ok(());
-        }
-        end_of(offset, buf.len() as u64)?;
-        self.lock().change(self.index, Action::Write { offset, bytes: buf.into() })
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        end_of(len, 0)?;
-        self.lock().change(self.index, Action::SetLen(len))
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.lock().change(self.index, Action::Sync)
-    }
-
-    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        end_of(range.end, 0)?;
-        self.lock().change(self.index, Action::Zero(range))
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        Ok(self.lock().files[self.index].view.next_data(offset))
     }
 }

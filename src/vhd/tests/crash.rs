@@ -414,20 +414,49 @@ fn a_missing_barrier_is_noticed() {
     }
 }
 
-/// A shrink that was cut short leaves a table longer than the disk, or slack before a fixed disk's footer: other programs
-/// refuse both. Asking for the size that the disk has by then finishes it.
+/// A shrink that was cut short leaves a table longer than the disk, bits and bytes of its last block past the end, or slack
+/// before a fixed disk's footer: other programs refuse some of it. Asking for the size that the disk has by then finishes
+/// it. (Bug: bits and bytes were left when the disk ended inside the same block as before.)
 #[test]
 fn a_shrink_cut_short_is_finished_by_asking_again() {
-    for kind in [DiskKind::Fixed, DiskKind::Dynamic, DiskKind::Differencing] {
-        let (disk, _) = record(&small(kind), full, &[|vhd| vhd.set_virtual_size(20 << 10, GrowAs::Zero)]);
+    let sizes: [(DiskKind, Step, u64); 5] = [
+        (DiskKind::Fixed, |vhd| vhd.set_virtual_size(20 << 10, GrowAs::Zero), 20 << 10),
+        (DiskKind::Dynamic, |vhd| vhd.set_virtual_size(20 << 10, GrowAs::Zero), 20 << 10),
+        (DiskKind::Differencing, |vhd| vhd.set_virtual_size(20 << 10, GrowAs::Zero), 20 << 10),
+        (DiskKind::Dynamic, |vhd| vhd.set_virtual_size(vhd.virtual_size() - 1024, GrowAs::Zero), 0),
+        (DiskKind::Differencing, |vhd| vhd.set_virtual_size(vhd.virtual_size() - 1024, GrowAs::Zero), 0),
+    ];
+    for (kind, shrink, size) in sizes {
+        let (disk, stages) = record(&small(kind), full, &[shrink]);
+        let size = if size > 0 { size } else { stages.last().unwrap().view.bytes.len() as u64 };
         let report = disk.explore(&ExploreOptions::seeded(SEED), |state| {
             let disk = state.disk();
             let mut vhd = open(&disk, Access::Recover).0.map_err(|error| error.to_string())?;
-            vhd.set_virtual_size(20 << 10, GrowAs::Zero).map_err(|error| error.to_string())?;
+            vhd.set_virtual_size(size, GrowAs::Zero).map_err(|error| error.to_string())?;
             vhd.close().map_err(|error| error.to_string())?;
             let broken = Report::vhd(&disk.file(FILE).contents().to_bytes().unwrap()).rules();
             if broken.is_empty() { Ok(()) } else { Err(format!("breaks {broken:?}")) }
         });
         report.assert_ok();
     }
+}
+
+/// Bug: a growth cut short after the table was longer, then one by less, left places of blocks in the padding of the table.
+#[test]
+fn a_smaller_growth_after_one_that_was_cut_short_leaves_no_entries() {
+    let options = small(DiskKind::Differencing);
+    let (disk, stages) = record(&options, full, &[|vhd| vhd.set_virtual_size(120 << 10, GrowAs::Zero)]);
+    let old = stages[0].view.bytes.len() as u64;
+    assert!(old < 90 << 10);
+    let report = disk.explore(&ExploreOptions::seeded(SEED), |state| {
+        let disk = state.disk();
+        let mut vhd = open(&disk, Access::Recover).0.map_err(|error| error.to_string())?;
+        if vhd.virtual_size() == old {
+            vhd.set_virtual_size(old + 512, GrowAs::Zero).map_err(|error| error.to_string())?;
+        }
+        vhd.close().map_err(|error| error.to_string())?;
+        let broken = Report::vhd(&disk.file(FILE).contents().to_bytes().unwrap()).rules();
+        if broken.is_empty() { Ok(()) } else { Err(format!("breaks {broken:?}")) }
+    });
+    report.assert_ok();
 }

@@ -76,29 +76,81 @@ impl Vhdx {
         self.commit(&transaction, &mut freed)
     }
 
-    /// Clears the bits past the end of the disk in the bitmap of its last chunk.
-    pub(super) fn clear_bits_past_end(&mut self) -> Result<()> {
+    /// The pages of the table, as ranges of indices, that hold anything past the end of the disk.
+    pub(super) fn entries_past_end(&self) -> Result<Vec<Range<u64>>> {
+        let geometry = self.geometry;
+        let capacity = self.regions.bat().length.checked_div(BAT_ENTRY_LEN as u32).unwrap_or_default().into();
+        let end = self.regions.bat().range().end;
+        let mut pages = Vec::new();
+        for page in in_pages(&past(&geometry, capacity)) {
+            let at = self.bat_offset(page.start);
+            let failed = |error| Error::io("read the BAT", error).with_offset(FileOffset(at));
+            let data = self.storage.next_data(at).map_err(failed)?;
+            if data.is_none_or(|data| data >= end) {
+                break;
+            }
+            if data >= Some(self.bat_offset(page.end)) {
+                continue;
+            }
+            if page
+                .clone()
+                .zip(self.entries_of(&page)?)
+                .any(|(index, raw)| raw != 0 && !is_last_bitmap(&geometry, index))
+            {
+                pages.push(page);
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Clears the entries past the end of the disk, whatever they say. Nothing of what they point to is known to be in use,
+    /// so there is nothing to give back.
+    pub(super) fn clear_entries_past_end(&mut self) -> Result<()> {
+        let geometry = self.geometry;
+        let mut transaction = Transaction::new();
+        for page in self.entries_past_end()? {
+            let before = self.entries_of(&page)?;
+            let kept = |(index, raw): (u64, &u64)| if is_last_bitmap(&geometry, index) { *raw } else { 0 };
+            let after: Vec<u64> = page.clone().zip(&before).map(kept).collect();
+            self.replace_entries(&mut transaction, &page, (&before, &after))?;
+        }
+        self.commit(&transaction, &mut Vec::new())
+    }
+
+    /// The pages of the bitmap of the disk's last chunk that have bits set past the end of the disk: where they are in the
+    /// file, and the first bit of each that is past the end.
+    pub(super) fn bits_past_end(&self) -> Result<Vec<(u64, u64)>> {
         let chunk = self.geometry.chunks().saturating_sub(1);
         let bitmap = if self.geometry.differencing { self.bitmap_place(chunk)? } else { None };
-        let Some(bitmap) = bitmap else { return Ok(()) };
+        let Some(bitmap) = bitmap else { return Ok(Vec::new()) };
         let sectors = self.sectors(&(0..self.geometry.virtual_size)).end;
         let used = sectors.saturating_sub(chunk.saturating_mul(CHUNK_SECTORS));
-        let mut transaction = Transaction::new();
+        let mut pages = Vec::new();
         let mut at = round_down(used >> 3, PAGE);
         while at < BITMAP_BLOCK_LEN {
             let place = bitmap.get().saturating_add(at);
             let failed = |error| Error::io("read a sector bitmap", error).with_offset(FileOffset(place));
-            let before = self.pages.read(place).map_err(failed)?;
-            let mut after = *before;
-            bitmap::fill(&mut after, BitOrder::LsbFirst, used.saturating_sub(at << 3)..BITS_PER_PAGE, false);
-            if after != *before {
-                let here = place..place.saturating_add(PAGE);
-                if transaction.entry_len_with(slice::from_ref(&here), 0) > self.session()?.max_entry() {
-                    self.commit(&std::mem::take(&mut transaction), &mut Vec::new())?;
-                }
-                transaction.write(&self.pages, place, &after)?;
+            let first = used.saturating_sub(at << 3);
+            let page = self.pages.read(place).map_err(failed)?;
+            let (set, run) = bitmap::run(&page[..], BitOrder::LsbFirst, first..BITS_PER_PAGE);
+            if set || run < BITS_PER_PAGE.saturating_sub(first) {
+                pages.push((place, first));
             }
             at = at.saturating_add(PAGE);
+        }
+        Ok(pages)
+    }
+
+    /// Clears the bits past the end of the disk in the bitmap of its last chunk.
+    pub(super) fn clear_bits_past_end(&mut self) -> Result<()> {
+        let mut transaction = Transaction::new();
+        for (place, first) in self.bits_past_end()? {
+            let here = place..place.saturating_add(PAGE);
+            if transaction.entry_len_with(slice::from_ref(&here), 0) > self.session()?.max_entry() {
+                self.commit(&std::mem::take(&mut transaction), &mut Vec::new())?;
+            }
+            let page = transaction.page_mut(&self.pages, place)?;
+            bitmap::fill(page, BitOrder::LsbFirst, first..BITS_PER_PAGE, false);
         }
         self.commit(&transaction, &mut Vec::new())
     }
@@ -132,6 +184,11 @@ impl Vhdx {
         let bytes: Vec<u8> = after.iter().flat_map(|raw| raw.to_le_bytes()).collect();
         to.write(&self.pages, self.bat_offset(indices.start), &bytes)
     }
+}
+
+/// Whether the entry at `index`, behind those of the disk's blocks, is that of its last bitmap.
+fn is_last_bitmap(geometry: &Geometry, index: u64) -> bool {
+    matches!(geometry.slot(index), Slot::Bitmap(chunk) if geometry.differencing && chunk < geometry.chunks())
 }
 
 /// `indices` cut at the pages of the BAT, which starts on a page.
