@@ -79,7 +79,7 @@ impl Vhdx {
     /// The pages of the table, as ranges of indices, that hold anything past the end of the disk.
     pub(super) fn entries_past_end(&self) -> Result<Vec<Range<u64>>> {
         let geometry = self.geometry;
-        let capacity = self.regions.bat().length.checked_div(BAT_ENTRY_LEN as u32).unwrap_or_default().into();
+        let capacity = u64::from(self.regions.bat().length).checked_div(BAT_ENTRY_LEN).unwrap_or_default();
         let end = self.regions.bat().range().end;
         let mut pages = Vec::new();
         for page in in_pages(&past(&geometry, capacity)) {
