@@ -152,7 +152,7 @@ pub(crate) fn compare(chain: &Chain, allowed: &[&Model]) -> Result<(), String> {
         let piece = piece.map_err(|error| error.to_string())?;
         let from = match piece.owner {
             Owner::Layer { index, at } => Some((chain.layers()[index].image().map().storage(), at.get())),
-            Owner::Zero | Owner::Below => None,
+            Owner::Zero { .. } | Owner::Below => None,
         };
         compare_run(piece.offset..piece.end(), from, &models)?;
     }
