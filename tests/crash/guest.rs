@@ -153,10 +153,10 @@ impl Guest {
         if self.spec.chain.format == Format::Vhd {
             let leaf = disk.file(&self.leaf());
             if judged.is_multiple_of(2) {
-                files::mend(leaf)?
+                files::mend(leaf)?;
             } else {
-                files::repair(leaf)?
-            };
+                files::repair(leaf)?;
+            }
             self.check(disk, may).map_err(|error| format!("after it was mended: {error}"))?;
         }
         // The next writer goes on as if nothing had happened: what it grows into is empty.
