@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::link::{DiskKind, GrowAs, ImageId, NewParent, ParentLink};
 use crate::map::{BlockMap, BlockSink};
-use crate::mend::{CheckSummary, RepairKind, Step};
+use crate::mend::{CheckSummary, RepairKind, Salvaged, Step};
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
 use crate::vhd::Vhd;
@@ -111,6 +111,26 @@ impl Image {
         match Self::probe_damaged(&*storage)? {
             Format::Vhdx => Vhdx::plan_repair(storage, allow),
             Format::Vhd | Format::Raw => Vhd::plan_repair(storage, allow),
+        }
+    }
+
+    /// The image in `storage` with what it lacks to be opened made up in memory; `storage` is never written. Recognised by
+    /// any trace of either format that is left.
+    ///
+    /// # Errors
+    /// `UnknownFormat`; the problem, when too little is left; what the storage answers when asked for its length.
+    pub(crate) fn salvage(storage: &Arc<dyn Storage>) -> Result<Salvaged> {
+        let is = |answer: Result<bool>| answer.unwrap_or(false);
+        if is(Vhdx::probe(&**storage)) {
+            Vhdx::salvage(storage)
+        } else if is(Vhd::probe(&**storage)) {
+            Vhd::salvage(storage)
+        } else if Vhdx::leaves_traces(&**storage) {
+            Vhdx::salvage(storage)
+        } else if Vhd::leaves_traces(&**storage)? {
+            Vhd::salvage(storage)
+        } else {
+            Err(unknown_format())
         }
     }
 

@@ -48,7 +48,7 @@ pub use guid::Guid;
 pub use image::{Format, Image};
 pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint};
 pub use map::{BlockMap, BlockSink, Content, Extent, Place, Reservation, Source, Want};
-pub use mend::{CheckSummary, RepairKind};
+pub use mend::{Assumption, CheckSummary, RepairKind};
 pub use problem::{Fault, Problem, Structure};
 pub use raw::Raw;
 pub use watch::{CancelToken, Observer, Progress, Watch};

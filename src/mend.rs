@@ -3,10 +3,13 @@
 //! Owns: the closed list of repairs with their names, and the steps of a plan. Must not know: any format, how a plan is
 //! made, or how it is carried out.
 
+use crate::problem::Structure;
+use crate::storage::Storage;
 use crate::units::FileOffset;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What a repair mends. The first ones change nothing that a reader of the disk sees and are always part of a plan; those
 /// for which [`is_safe`](Self::is_safe) is false only when they were asked for by name.
@@ -149,6 +152,40 @@ pub(crate) struct Step {
     pub(crate) edits: Vec<Edit>,
     /// The virtual ranges, in bytes, that show other bytes afterwards. Empty for a safe repair.
     pub(crate) loses: Vec<Range<u64>>,
+}
+
+/// Something that a damaged file does not say any more, and that was taken to be so for it to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Assumption {
+    /// The structure that should have said it.
+    pub structure: Structure,
+    /// What was assumed, in one clause.
+    pub assumed: String,
+    /// Why it had to be, and what speaks for it.
+    pub why: String,
+    /// Whether contents may be lost by it in places that nobody can name.
+    pub may_lose: bool,
+}
+
+impl Assumption {
+    pub(crate) fn new(structure: Structure, assumed: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self { structure, assumed: assumed.to_string(), why: why.to_string(), may_lose: false }
+    }
+
+    /// The same, one by which contents may be lost.
+    pub(crate) fn that_may_lose(mut self) -> Self {
+        self.may_lose = true;
+        self
+    }
+}
+
+/// A damaged image with what it lacks made up in memory, so that it opens.
+#[derive(Clone, Debug)]
+pub(crate) struct Salvaged {
+    /// The file with the made up structures on top. What is lost of its data cannot be read.
+    pub(crate) view: Arc<dyn Storage>,
+    pub(crate) assumptions: Vec<Assumption>,
 }
 
 /// What the check of a whole file counted.

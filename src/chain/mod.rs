@@ -23,6 +23,7 @@ pub(crate) use link::{check as check_link, stackable as check_stackable};
 pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
 pub use open::ChainOptions;
+pub(crate) use pieces::piece_at;
 pub use pieces::{Owner, Piece, Pieces};
 pub(crate) use scan::{FoundFile, regular_files};
 pub use scan::{MAX_SEARCH_DEPTH, MAX_SEARCH_ENTRIES};
@@ -34,6 +35,7 @@ use crate::copy::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::image::Image;
+use crate::mend::Assumption;
 use crate::storage::{Access, FileStorage, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +51,8 @@ pub struct Layer {
     storage: Arc<dyn Storage>,
     file: Option<Arc<FileStorage>>,
     findings: Findings,
+    /// What had to be assumed for it to open.
+    assumptions: Vec<Assumption>,
 }
 
 impl Layer {
@@ -59,7 +63,20 @@ impl Layer {
     pub fn open(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
         let mut findings = Findings::new();
         let image = Image::open(Arc::clone(&storage), access, &mut findings)?;
-        Ok(Self { image, path: None, storage, file: None, findings })
+        Ok(Self { image, path: None, storage, file: None, findings, assumptions: Vec::new() })
+    }
+
+    /// A layer over `storage`, whose image may be damaged: what it lacks to be opened is made up in memory, and
+    /// [`assumptions`](Self::assumptions) says what. `storage` is never written, and what cannot be read of the disk
+    /// stays an error.
+    ///
+    /// # Errors
+    /// `UnknownFormat` when no trace of either format is left; `Corrupt` when too little is left to say which bytes belong
+    /// where; `Unsupported`.
+    pub fn open_damaged(storage: &Arc<dyn Storage>) -> Result<Self> {
+        let salvaged = Image::salvage(storage)?;
+        let layer = Self::open(salvaged.view, Access::Read)?;
+        Ok(Self { assumptions: salvaged.assumptions, ..layer })
     }
 
     /// As [`open`](Self::open), of a flat disk: because the caller says so, its bytes are not looked at.
@@ -68,7 +85,7 @@ impl Layer {
     /// What the storage answers.
     pub fn open_raw(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
         let image = Image::open_raw(Arc::clone(&storage), access)?;
-        Ok(Self { image, path: None, storage, file: None, findings: Findings::new() })
+        Ok(Self { image, path: None, storage, file: None, findings: Findings::new(), assumptions: Vec::new() })
     }
 
     /// The same layer with a name for messages and relative links.
@@ -144,6 +161,12 @@ impl Layer {
         &self.findings
     }
 
+    /// What had to be assumed for it to open; empty unless it was [opened damaged](Self::open_damaged).
+    #[must_use]
+    pub fn assumptions(&self) -> &[Assumption] {
+        &self.assumptions
+    }
+
     /// `error`, said of this layer's file.
     pub(crate) fn blame(&self, error: Error) -> Error {
         match &self.path {
@@ -199,6 +222,12 @@ impl Chain {
     /// As [`open`](Self::open).
     pub fn find_parent(child: &Layer, options: &ChainOptions) -> Result<Option<Layer>> {
         open::find_parent(child, options)
+    }
+
+    /// The layers of the chain whose leaf is at `path`, each [opened damaged](Layer::open_damaged); the leaf alone when
+    /// `alone`.
+    pub(crate) fn open_damaged(path: &Path, options: &ChainOptions, alone: bool) -> Result<Vec<Layer>> {
+        open::open_damaged(path, options, alone)
     }
 
     /// The layers from the leaf at `path` down to where the chain breaks, and what it breaks on.

@@ -202,8 +202,25 @@ pub(super) fn open_layers(path: &Path, options: &ChainOptions) -> Result<Vec<Lay
 /// The layers from the leaf at `path` down to where the chain breaks, and what it breaks on; none when it is whole.
 pub(super) fn open_as_far(path: &Path, options: &ChainOptions) -> Result<(Vec<Layer>, Option<Error>)> {
     let file = options.open_file(path, 0)?;
-    let mut met = Met { files: vec![identity(&file, path)?], index: None };
-    let mut layers = vec![open_layer(path, file, options.access, options.raw)?];
+    let mut met = Met { files: vec![identity(&file, path)?], ..Met::default() };
+    let layers = vec![open_layer(path, file, options.access, options.raw)?];
+    follow(layers, options, &mut met)
+}
+
+/// As [`open_layers`], of files that may be damaged; the leaf alone when `alone`.
+pub(super) fn open_damaged(path: &Path, options: &ChainOptions, alone: bool) -> Result<Vec<Layer>> {
+    let file = options.open_file(path, 0)?;
+    let mut met = Met { files: vec![identity(&file, path)?], damaged: true, ..Met::default() };
+    let leaf = if options.raw { open_layer(path, file, Access::Read, true) } else { open_damaged_layer(path, file) };
+    let layers = vec![leaf?];
+    match if alone { (layers, None) } else { follow(layers, options, &mut met)? } {
+        (layers, None) => Ok(layers),
+        (_, Some(error)) => Err(error.with_hint("rescue what this file alone holds with --alone")),
+    }
+}
+
+/// Adds to `layers`, which are open, the parents of the last of them.
+fn follow(mut layers: Vec<Layer>, options: &ChainOptions, met: &mut Met) -> Result<(Vec<Layer>, Option<Error>)> {
     while let Some(child) = layers.last()
         && let Some(link) = child.image().parent_link()
     {
@@ -214,7 +231,7 @@ pub(super) fn open_as_far(path: &Path, options: &ChainOptions) -> Result<(Vec<La
             ));
             return Ok((layers, Some(long)));
         }
-        match (Search { options, child, link: &link, index: layers.len() }).run(&mut met) {
+        match (Search { options, child, link: &link, index: layers.len() }).run(met) {
             Ok(layer) => layers.push(layer),
             Err(error) => return Ok((layers, Some(error))),
         }
@@ -236,7 +253,13 @@ fn open_layer(path: &Path, file: FileStorage, access: Access, raw: bool) -> Resu
         Image::open(Arc::clone(&storage), access, &mut findings)
     };
     let image = image.map_err(|error| error.with_path(path))?;
-    Ok(Layer { image, path: Some(path.to_path_buf()), storage, file: Some(file), findings })
+    Ok(Layer { image, path: Some(path.to_path_buf()), storage, file: Some(file), findings, assumptions: Vec::new() })
+}
+
+fn open_damaged_layer(path: &Path, file: FileStorage) -> Result<Layer> {
+    let file = Arc::new(file);
+    let layer = Layer::open_damaged(&(Arc::clone(&file) as Arc<dyn Storage>)).map_err(|error| error.with_path(path))?;
+    Ok(Layer { file: Some(file), ..layer.named(path) })
 }
 
 /// What was met on the way down a chain.
@@ -246,6 +269,8 @@ struct Met {
     files: Vec<FileIdentity>,
     /// The images of the searched directories, once they were needed.
     index: Option<Index>,
+    /// Files may be damaged.
+    damaged: bool,
 }
 
 impl Met {
@@ -323,7 +348,12 @@ impl Search<'_> {
             );
             return Err(self.child.blame(Error::from_problem(ErrorKind::Cycle, problem)));
         }
-        let layer = open_layer(path, file, Access::Read, self.link.ids.is_empty())?;
+        let raw = self.link.ids.is_empty();
+        let layer = if met.damaged && !raw {
+            open_damaged_layer(path, file)
+        } else {
+            open_layer(path, file, Access::Read, raw)
+        }?;
         link::check(self.child, &layer)?;
         met.files.push(id);
         Ok(layer)

@@ -128,6 +128,14 @@ impl Iterator for Pieces<'_> {
     }
 }
 
+/// The piece at the start of `range` of the disk that `layers` show, whatever comes behind it.
+///
+/// # Errors
+/// As [`Pieces`]; then nothing is known of the byte at its start, and perhaps of those behind.
+pub(crate) fn piece_at(layers: &[Layer], range: Range<u64>) -> Result<Piece> {
+    resolve(layers, 0, range)
+}
+
 /// The piece at the start of `range`, asked of `layers` top down; `first` is the index of the first of them.
 fn resolve(layers: &[Layer], first: usize, range: Range<u64>) -> Result<Piece> {
     let offset = range.start;

@@ -19,6 +19,7 @@ mod paths;
 mod registry;
 mod repair;
 mod reparent;
+mod rescue;
 #[cfg(feature = "registry")]
 mod session;
 mod stream;
@@ -40,6 +41,10 @@ pub use merge::{
 };
 pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, repair_storage, undo_file, undo_repair};
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};
+pub use rescue::{
+    Doubt, LossCause, LostRange, MAX_FILL, MAX_LOST_RANGES, RescueOptions, RescueReport, RescuedFile, rescue,
+    rescue_layers,
+};
 #[cfg(feature = "registry")]
 pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,

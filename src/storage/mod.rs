@@ -30,6 +30,7 @@ mod overlay;
 pub(crate) mod pages;
 #[cfg(target_os = "linux")]
 mod qemu_locks;
+pub(crate) mod salvage;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod sparse;

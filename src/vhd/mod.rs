@@ -17,6 +17,7 @@
 //! write      reserve and publish
 //! resize     another virtual size        parent   another parent
 //! check      rules over the whole file   repair   what would mend it
+//! salvage    making up what a damaged file lacks, to read what is left
 //! ```
 //!
 //! # After a crash
@@ -61,6 +62,7 @@ mod parent;
 mod raw;
 mod repair;
 mod resize;
+mod salvage;
 mod space;
 mod store;
 mod write;

@@ -19,6 +19,7 @@
 //! | `write` | new contents: reserve and publish |
 //! | `survey` | what every entry of the table breaks, and who owns which MiB |
 //! | `check`, `repair` | the rules that take reading every map; what would mend a file |
+//! | `salvage` | making up what a damaged file lacks, to read what is left |
 //! | `edit`, `resize` | metadata items, the virtual size |
 
 #![deny(
@@ -44,6 +45,7 @@ mod raw;
 mod region;
 mod repair;
 mod resize;
+mod salvage;
 mod session;
 mod space;
 mod survey;

@@ -8,6 +8,7 @@ mod mending;
 mod merging;
 mod parents;
 mod real_images;
+mod rescuing;
 mod sets;
 mod signals;
 #[path = "../support/mod.rs"]

@@ -25,6 +25,7 @@ use crate::commands::merge::{self, MergeArgs};
 use crate::commands::read::{self, ReadArgs};
 use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
+use crate::commands::rescue::{self, RescueArgs};
 use crate::commands::session::SessionArgs;
 use crate::commands::snapshot_set::{self, SnapshotSetArgs};
 use crate::commands::write::{self, WriteArgs};
@@ -39,7 +40,7 @@ The leaf of a chain is depth 1, its parent depth 2, and so on.
 Exit codes:
     0  done
     1  something was found: check and repair, an error that stays; chain, an image that does not open;
-       compare, a difference
+       compare, a difference; rescue, a loss
     2  wrong arguments
     3  reading or writing failed: no such file, no space, read-only, I/O error
     4  the image is damaged, of no known format, or needs something unsupported
@@ -101,6 +102,8 @@ pub(crate) enum Verb {
     SnapshotSet(SnapshotSetArgs),
     /// Show or end snapshot sets whose program died
     Session(SessionArgs),
+    /// Read what can be read of a damaged image into a new one
+    Rescue(RescueArgs),
 }
 
 impl Verb {
@@ -126,6 +129,7 @@ impl Verb {
             Self::Repair(args) => repair::run(args, session),
             Self::SnapshotSet(args) => snapshot_set::run(args, session),
             Self::Session(args) => crate::commands::session::run(args, session),
+            Self::Rescue(args) => rescue::run(args, session).map_err(|failure| args.from.explain(failure)),
         }
     }
 
@@ -138,7 +142,9 @@ impl Verb {
             }
             Self::Compare(_) | Self::Hash(_) | Self::Map(_) | Self::Changes(_) => return OnSignal::Exit,
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
-            Self::Create(_) | Self::Convert(_) => "the new image was not made; a hidden .partial file may be left",
+            Self::Create(_) | Self::Convert(_) | Self::Rescue(_) => {
+                "the new image was not made; a hidden .partial file may be left"
+            }
             Self::Write(_) => "the disk holds part of the input",
             Self::Repair(_) => "run the same repair again to finish it, or with --undo to take it back",
             Self::SnapshotSet(_) | Self::Session(_) => {

@@ -15,6 +15,7 @@ pub(crate) mod merge;
 pub(crate) mod read;
 pub(crate) mod repair;
 pub(crate) mod reparent;
+pub(crate) mod rescue;
 pub(crate) mod session;
 pub(crate) mod snapshot_set;
 pub(crate) mod write;
