@@ -23,6 +23,7 @@ mod rescue;
 #[cfg(feature = "registry")]
 mod session;
 mod stream;
+mod strips;
 mod transfer;
 
 pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
@@ -51,3 +52,4 @@ pub use session::{
     SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
 };
 pub use stream::{write_raw, write_raw_part};
+pub use strips::{Cell, MAX_COLUMNS, MergeStrip, Strip, StripOptions, Strips, strips};

@@ -220,3 +220,66 @@ fn the_map_of_a_grown_child_says_where_its_parent_ends() {
     let past = json!({ "offset": 2 * MIB, "length": 2 * MIB, "state": "past-end", "depth": 2, "file_offset": null });
     assert_eq!(map["extents"], json!([unallocated, past]));
 }
+
+#[test]
+fn the_picture_shows_who_holds_what_and_what_a_merge_moves() {
+    let tool = Tool::new();
+    chain(&tool);
+    // Sixteen parts of 512 KiB.
+    let text = tool.text("map leaf.vhdx --picture --width 40 --merge 2");
+    let rows: Vec<&str> = text.lines().collect();
+    let strip = |label: &str| {
+        let row = rows.iter().find(|row| row.starts_with(label)).unwrap_or_else(|| panic!("{label}: {text}"));
+        row.chars().skip(20).take(16).collect::<String>()
+    };
+    assert_eq!(rows[0], "a disk of 8 MiB, in 16 parts of 512 KiB");
+    assert_eq!(strip("    disk"), "332\u{b7}\u{b7}\u{b7}1\u{b7}\u{b7}\u{b7}\u{b7}\u{b7}\u{b7}\u{b7}\u{b7}\u{b7}");
+    assert_eq!(strip("  1 leaf.vhdx"), "      \u{259a}         ");
+    assert_eq!(strip("  2 middle.vhdx"), "  \u{259a}   \u{259a}         ");
+    assert_eq!(strip("  3 base.vhdx"), "\u{2588}\u{2588}              ");
+    assert_eq!(strip("    merge 1 to 3"), "  ^   ^         ");
+    assert!(text.contains("4 KiB, 1 block in part") && text.contains("12 KiB, 2 blocks in part"), "{text}");
+    assert!(text.contains("12 KiB moves"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours unless it is a terminal");
+    let colored = tool.text("map leaf.vhdx --picture --width 40 --merge 2 --color always");
+    let mut plain = String::new();
+    for (part, first) in colored.split('\u{1b}').zip(std::iter::once(true).chain(std::iter::repeat(false))) {
+        plain += if first { part } else { part.split_once('m').unwrap().1 };
+    }
+    assert_eq!(plain, text, "colours change nothing else");
+    assert!(tool.fails(5, "map leaf.vhdx --picture --merge 3").contains("the chain has 3 files"));
+    tool.fails(5, "map leaf.vhdx --picture --merge 2-4");
+}
+
+#[test]
+fn the_svg_is_one_that_programs_draw() {
+    let tool = Tool::new();
+    chain(&tool);
+    fs::rename(tool.path("leaf.vhdx"), tool.path("a<b>&\"c\".vhdx")).unwrap();
+    tool.ok("map a<b>&\"c\".vhdx --svg chain.svg");
+    let text = String::from_utf8(tool.bytes("chain.svg")).unwrap();
+    assert!(text.starts_with("<svg xmlns=") && text.ends_with("</svg>\n"));
+    assert!(text.contains(">a&lt;b&gt;&amp;&quot;c&quot;.vhdx<"), "{text}");
+    for words in ["1  a&lt;b&gt;&amp;", "2  middle.vhdx", "3  base.vhdx", "a merge of 1 into 2", "4 KiB moves", "8 MiB"]
+    {
+        assert!(text.contains(words), "{words}");
+    }
+    assert!(tool.fails(6, "map middle.vhdx --svg chain.svg").contains("already exists"));
+    assert!(tool.ok("map middle.vhdx --svg - ").starts_with(b"<svg "));
+    tool.ok("map middle.vhdx --svg chain.svg --force");
+    assert!(String::from_utf8(tool.bytes("chain.svg")).unwrap().contains(">middle.vhdx<"));
+    let drawn = std::process::Command::new("rsvg-convert").arg(tool.path("chain.svg")).output();
+    match drawn {
+        Ok(drawn) => {
+            assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+            assert!(drawn.stdout.starts_with(b"\x89PNG"));
+            let pixels = |at: usize| u32::from_be_bytes(drawn.stdout[at..at + 4].try_into().unwrap());
+            assert_eq!(
+                (pixels(16), pixels(20)),
+                (1200, 92 + 4 * 54 + 74),
+                "width and height: two files, disk and merge"
+            );
+        }
+        Err(_) => crate::support::oracle::skipped("rsvg-convert is not installed (package librsvg2-bin)"),
+    }
+}

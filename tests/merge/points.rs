@@ -6,7 +6,7 @@ use crate::chains::{self, Built, ChainSpec};
 use crate::property::{vary_zero_states, vhd, vhdx};
 use proptest::prelude::*;
 use std::sync::Arc;
-use vhdkit::ops::{CompareOptions, ExtentState, changes, compare, map};
+use vhdkit::ops::{CompareOptions, ExtentState, StripOptions, changes, compare, map, strips};
 use vhdkit::storage::{Access, MemoryStorage};
 use vhdkit::{ErrorKind, Format, Watch};
 
@@ -77,10 +77,49 @@ fn the_map_explains_every_byte(built: &Built, depth: usize) -> Result<(), TestCa
     Ok(())
 }
 
+/// The sums of a picture against the map, sector by sector.
+fn the_picture_adds_up(built: &Built, depth: usize) -> Result<(), TestCaseError> {
+    let chain = chains::open(&built.storages[depth..], Access::Read).unwrap();
+    let (count, size) = (chain.layers().len(), chain.virtual_size());
+    let options = (2..=count).fold(StripOptions::new(7), |options, to| options.merge(1, to));
+    let strips = strips(&chain, &options, &Watch::none()).unwrap();
+    prop_assert_eq!((strips.files.len(), strips.columns), (count, 7));
+    let column = |sector: u64| (0..7).find(|&column| strips.range(column).contains(&(sector * 512))).unwrap();
+    // Parts end inside sectors; what a sector has in the next part is counted there.
+    let split = |sector: u64| strips.range(column(sector)).end.min(sector * 512 + 512) - sector * 512;
+    let mut shown = vec![[0u64; 7]; count];
+    for extent in map(&chain, 0..size) {
+        let extent = extent.unwrap();
+        if let (ExtentState::Data, Some(depth)) = (extent.state, extent.depth) {
+            for sector in extent.offset / 512..(extent.offset + extent.length) / 512 {
+                let here = split(sector);
+                shown[depth - 1][column(sector)] += here;
+                if here < 512 {
+                    shown[depth - 1][column(sector) + 1] += 512 - here;
+                }
+            }
+        }
+    }
+    for (file, shown) in strips.files.iter().zip(&shown) {
+        for (cell, shown) in file.cells.iter().zip(shown) {
+            prop_assert_eq!(cell.shown, *shown, "depth {}", file.depth);
+        }
+        prop_assert_eq!(file.held, file.cells.iter().map(|cell| cell.shown + cell.hidden).sum::<u64>());
+        prop_assert!(file.depth > 1 || file.cells.iter().all(|cell| cell.hidden == 0), "nothing covers the leaf");
+    }
+    if let Some(merge) = &strips.merge {
+        // Into the base: what the files above it show of their data.
+        prop_assert_eq!(merge.moved, shown[..count - 1].iter().flatten().sum::<u64>());
+        prop_assert_eq!(merge.moved, merge.cells.iter().sum::<u64>());
+    }
+    Ok(())
+}
+
 fn two_points(spec: &ChainSpec, points: (usize, usize)) -> Result<(), TestCaseError> {
     let built = built(spec);
     let (one, other) = (points.0 % spec.layers.len(), points.1 % spec.layers.len());
     the_map_explains_every_byte(&built, one)?;
+    the_picture_adds_up(&built, one)?;
     let views = [&built.views[one], &built.views[other]];
     let expected = model(views[0], views[1]);
     let chains = [one, other].map(|point| chains::open(&built.storages[point..], Access::Read).unwrap());

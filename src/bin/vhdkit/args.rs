@@ -120,7 +120,7 @@ impl Verb {
             Self::Convert(args) => convert::run(args, session).map_err(|failure| args.from.explain(failure)),
             Self::Compare(args) => compare::run(args, session),
             Self::Hash(args) => hash::run(args, session).map_err(|failure| args.source.explain(failure)),
-            Self::Map(args) => map::run(args).map_err(|failure| args.source.explain(failure)),
+            Self::Map(args) => map::run(args, session).map_err(|failure| args.source.explain(failure)),
             Self::Changes(args) => changes::run(args),
             Self::Merge(args) => merge::run(args, session),
             Self::Reparent(args) => reparent::run(args, session),

@@ -8,6 +8,7 @@ mod commands;
 mod input;
 mod interrupt;
 mod output;
+mod picture;
 mod progress;
 mod size;
 
