@@ -64,11 +64,11 @@ impl Guest {
         Self { spec, base, views, judged: Cell::new(0) }
     }
 
-    fn storages(&self, disk: &SimDisk) -> Vec<Arc<dyn Storage>> {
+    pub(crate) fn storages(&self, disk: &SimDisk) -> Vec<Arc<dyn Storage>> {
         (0..self.views.len()).rev().map(|index| disk.file(&files::name(index)) as Arc<dyn Storage>).collect()
     }
 
-    fn leaf(&self) -> String {
+    pub(crate) fn leaf(&self) -> String {
         files::name(self.views.len() - 1)
     }
 

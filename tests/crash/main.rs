@@ -4,6 +4,7 @@
 //! `VHDKIT_CRASH_STATES=5000000 VHDKIT_CRASH_SEED=7 cargo test --release --test crash -- --nocapture` explores more,
 //! and others. Each test prints its seed, its number of states and the sum so far.
 
+mod barriers;
 mod budget;
 mod case;
 #[allow(dead_code)] // Other test binaries build whole chains with it.
@@ -16,6 +17,7 @@ mod generate;
 mod guest;
 mod merge;
 mod resume;
+mod sites;
 #[path = "../support/mod.rs"]
 mod support;
 mod vhdx;
