@@ -12,7 +12,7 @@ formats, which share nothing with the program, and compared with what it must ho
 Needs Python 3.9, cc, and some 5 GiB in --dir. Peers on PATH join in: qemu-img, 7zz, vhd-util. The reflink groups make
 file systems in loop mounts, for which they need root, mkfs.xfs and mkfs.btrfs.
 """
-import argparse, os, random, re, shutil, statistics, struct, subprocess, sys, time
+import argparse, array, itertools, os, random, re, shlex, shutil, statistics, struct, subprocess, sys, time
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 BLOCK = 2 * MIB
@@ -224,6 +224,30 @@ def same(path, expected):
                 break
     if reached < size:
         raise SystemExit(f"WRONG SIZE: {path} ends at {reached} of {size}")
+
+
+def fill_table(path, blocks, block):
+    """Gives every block of an image its place, one behind the other, and the file the length for it; no data."""
+    with open(path, "r+b") as file:
+        fd = file.fileno()
+        if path.endswith(".vhd"):
+            footer = os.pread(fd, 512, 0)
+            header = struct.unpack(">Q", footer[16:24])[0]
+            table = struct.unpack(">Q", os.pread(fd, 24, header)[16:])[0]
+            stride, first = block + 4096, up(table + 4 * blocks, 4096) + 4096 - 512
+            os.pwrite(fd, struct.pack(f">{blocks}I", *((first + n * stride) // 512 for n in range(blocks))), table)
+            os.pwrite(fd, footer, first + blocks * stride)
+            return
+        for entry in range(2):
+            region = os.pread(fd, 32, 192 * KIB + 16 + 32 * entry)
+            if region[:4] == bytes.fromhex("6677c22d"):
+                table, length = struct.unpack_from("<QI", region, 16)
+        chunk, first = 4 * GIB // block, up(max(table + length, 4 * MIB), MIB)
+        for n in range(0, blocks, chunk):
+            last = min(blocks, n + chunk)
+            places = array.array("Q", range(first + n * block + 6, first + last * block + 6, block))
+            os.pwrite(fd, places.tobytes(), table + 8 * (n + n // chunk))
+        os.ftruncate(fd, first + blocks * block)
 
 
 # ------------------------------------------------------------------ running
@@ -449,6 +473,102 @@ class Bench:
             both("growth of the changes", "<= 4", ("1x", files("runs", None, "")), ("4x", files("runs4", None, "more-")),
                  ("runs", "runs4"))
 
+    def shows(self, leaf, flat):
+        """Ends the run unless the chain of `leaf` reads as the raw file `flat`."""
+        words = f"{shlex.quote(self.vhdkit)} read {shlex.quote(leaf)} | cmp - {shlex.quote(flat)}"
+        if subprocess.run(["sh", "-c", words]).returncode:
+            raise SystemExit(f"WRONG BYTES: {leaf} does not read as {flat}")
+
+    def reads(self):
+        """Whole disks read to nowhere through three files, and single pages of them by one and more threads."""
+        for kind, pattern in itertools.product(("vhd", "vhdx"), ("runs", "scatter")):
+            names = f"read {kind} {pattern}", f"random read {kind} {pattern}"
+            if not any(re.search(self.options.only, name) for name in names):
+                continue
+            chain, flat = self.chain(kind, pattern), f"{self.expected(pattern)}/depth-2.raw"
+            files = [f"{chain}/{name}.{kind}" for name in ("c2", "c1", "base")]
+            self.shows(files[0], flat)
+            self.group(names[0], {
+                "floor: dd": ["dd", f"if={flat}", "of=/dev/null", "bs=2M", "status=none"],
+                "vhdkit": [self.vhdkit, "read", files[0]],
+                "7zz": self.peer("7zz", "x", "-so", files[0]),
+            }, goal="<= 0.5" if pattern == "runs" else "<= 1.2", warm=[flat, *files], outputs=())
+            if re.search(self.options.only, names[1]):
+                self.random_reads(names[1], files[0], flat)
+
+    def random_reads(self, name, leaf, flat):
+        """By the example of that name, which compares every read with the flat file and times both kinds in turn."""
+        driver = os.path.join(os.path.dirname(self.vhdkit), "examples", "random_reads")
+        if not os.path.exists(driver):
+            print(f"# SKIPPED {name}: cargo build --release --example random_reads", file=sys.stderr)
+            return
+        said = subprocess.run([driver, leaf, flat], check=True, stdout=subprocess.PIPE, text=True).stdout
+        for threads, mine, its, ratio in re.findall(r"(\d+) threads: flat (\d+) ns, chain (\d+) ns .* ([\d.]+)$", said, re.M):
+            self.rows.append((f"{name}, {threads} threads", "vhdkit", "<= 1.3", ratio, f"{int(its) / int(mine):.2f}", "", "", "",
+                              f"random_reads {leaf} {flat}".replace(self.dir + "/", "")))
+
+    def tables(self):
+        """`info` and `check` of images whose table is huge: with a few blocks, and with all of them."""
+        for kind, total, block, full in (("vhd", 2040 * GIB, 2 * MIB, 2040 * GIB), ("vhdx", 64 * TIB, MIB, 8 * TIB)):
+            if not re.search(self.options.only, f"table info check {kind}"):
+                continue
+
+            def sparse(made):
+                self.run(self.vhdkit, "create", "--size", str(total), "--block-size", str(block), f"{made}/few.{kind}")
+                for n in range(16):
+                    words = [self.vhdkit, "write", f"{made}/few.{kind}", "--offset", str(total // 17 * (n + 1) // block * block)]
+                    subprocess.run(words, input=bytes(range(256)) * 256, check=True, stdout=subprocess.DEVNULL)
+
+            def every(made):
+                self.run(self.vhdkit, "create", "--size", str(full), "--block-size", str(block), f"{made}/all.{kind}")
+                fill_table(f"{made}/all.{kind}", full // block, block)
+
+            few, all_ = self.make(f"few-{kind}", sparse), self.make(f"all-{kind}", every)
+            few, all_ = f"{few}/few.{kind}", f"{all_}/all.{kind}"
+            count = str(up(full // block * 8, MIB) // MIB if kind == "vhdx" else 4)
+            self.group(f"table info {kind}", {
+                "floor: true": ["true"], "vhdkit": [self.vhdkit, "info", few], "qemu-img": self.peer("qemu-img", "info", few),
+                "vhdiinfo": self.peer("vhdiinfo", few),
+            }, goal="<= 3 ms" if kind == "vhd" else "<= 5 ms, < 12 MiB", warm=[few] if kind == "vhd" else (), outputs=())
+            self.group(f"table check {kind}", {
+                "floor: true": ["true"], "vhdkit": [self.vhdkit, "check", few],
+                "qemu-img": self.peer("qemu-img", "check", few) if kind == "vhdx" else None,
+                "vhd-util": self.peer("vhd-util", "check", "-n", few) if kind == "vhd" else None,
+            }, goal="<= 100 ms, < 32 MiB", outputs=())
+            self.group(f"table check {kind}, every block", {
+                "floor: dd of the table": ["dd", f"if={all_}", "of=/dev/null", "bs=1M", f"count={count}", "status=none"],
+                "vhdkit": [self.vhdkit, "check", all_],
+                "vhd-util": self.peer("vhd-util", "check", "-n", all_) if kind == "vhd" else None,
+            }, goal="<= 2, < 64 MiB", outputs=())
+
+    def long_chains(self):
+        """Four times the layers, each with one page of its own."""
+        if not re.search(self.options.only, "growth of the chain"):
+            return
+
+        def build(made):
+            parent, total = None, 64 * MIB
+            fill_raw(f"{made}/64.raw", total, [], Bytes(0))
+            for n in range(1, 257):
+                file = f"{made}/{n}.vhdx"
+                how = ["--parent", parent] if parent else ["--size", str(total), "--block-size", str(BLOCK)]
+                self.run(self.vhdkit, "create", *how, file)
+                at = n * 37 % (total // 4096) * 4096
+                subprocess.run([self.vhdkit, "write", file, "--offset", str(at)], input=Bytes(n).at(at, 4096), check=True)
+                fill_raw(f"{made}/{64 if n <= 64 else 256}.raw", total, [(at, 4096)], Bytes(n))
+                if n == 64:
+                    shutil.copyfile(f"{made}/64.raw", f"{made}/256.raw")
+                parent = file
+
+        chain = self.make("long-chain", build)
+        for layers in (64, 256):
+            self.shows(f"{chain}/{layers}.vhdx", f"{chain}/{layers}.raw")
+        for verb, words in (("opened", ["info", "--chain"]), ("read", ["read"])):
+            self.group(f"growth of the chain, {verb}", {
+                "floor: 64 layers": [self.vhdkit, *words, f"{chain}/64.vhdx"],
+                "vhdkit": [self.vhdkit, *words, f"{chain}/256.vhdx"],
+            }, goal="<= 4", outputs=())
+
     def reflinks(self):
         for kind in ("xfs", "btrfs"):
             if not re.search(self.options.only, f"reflink {kind}"):
@@ -493,7 +613,10 @@ def main():
         ("vhdx", "scatter", 1): "<= 0.9", ("vhdx", "scatter", 2): "<= 0.9",
     })
     bench.converts()
+    bench.reads()
+    bench.tables()
     bench.growth()
+    bench.long_chains()
     bench.reflinks()
     bench.table()
 

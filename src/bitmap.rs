@@ -22,12 +22,20 @@ impl BitOrder {
         }
     }
 
-    /// Leading bits of `byte`, in this order, that are all ones or all zeros as `value` asks.
-    const fn leading(self, byte: u8, value: bool) -> u32 {
-        let flipped = if value { byte } else { !byte };
+    /// The first bit of a word of eight bytes whose first bytes are the highest (`MsbFirst`) or the lowest.
+    const fn first(self) -> u64 {
         match self {
-            Self::MsbFirst => flipped.leading_ones(),
-            Self::LsbFirst => flipped.trailing_ones(),
+            Self::MsbFirst => 1 << 63,
+            Self::LsbFirst => 1,
+        }
+    }
+
+    /// How many bits of such a word, from the first one on, are all ones or all zeros as `value` asks.
+    const fn leading(self, word: u64, value: bool) -> u32 {
+        let ones = if value { word } else { !word };
+        match self {
+            Self::MsbFirst => ones.leading_ones(),
+            Self::LsbFirst => ones.trailing_ones(),
         }
     }
 }
@@ -43,32 +51,30 @@ pub(crate) fn get(bytes: &[u8], order: BitOrder, bit: u64) -> bool {
 /// An empty range answers `(false, 0)`. Bits past the end of `bytes` read as clear.
 #[must_use]
 pub(crate) fn run(bytes: &[u8], order: BitOrder, range: Range<u64>) -> (bool, u64) {
-    if range.is_empty() {
-        return (false, 0);
-    }
-    let value = get(bytes, order, range.start);
-    let mut at = range.start;
-    while at < range.end && !at.is_multiple_of(8) {
-        if get(bytes, order, at) != value {
-            return (value, at - range.start);
-        }
-        at += 1;
-    }
-    let fill = if value { u64::MAX } else { 0 };
+    run_of_words(|index| word_at(bytes, index), order, range)
+}
+
+/// As [`run`], of bytes that `word` gives eight at a time, the first of them lowest.
+#[must_use]
+pub(crate) fn run_of_words(word: impl Fn(u64) -> u64, order: BitOrder, range: Range<u64>) -> (bool, u64) {
+    let (mut at, mut value) = (range.start, false);
     while at < range.end {
-        if let Some(word) = word_at(bytes, at / 8)
-            && word == fill
-        {
-            at += 64;
-            continue;
+        let inside = at % 64;
+        // The bits from `at` on, and clear ones behind them.
+        let bits = match order {
+            BitOrder::MsbFirst => word(at / 64).swap_bytes() << inside,
+            BitOrder::LsbFirst => word(at / 64) >> inside,
+        };
+        if at == range.start {
+            value = bits & order.first() != 0;
         }
-        let same = u64::from(order.leading(byte_at(bytes, at / 8), value));
+        let same = u64::from(order.leading(bits, value)).min(64 - inside);
         at += same;
-        if same < 8 {
+        if same < 64 - inside {
             break;
         }
     }
-    (value, at.min(range.end) - range.start)
+    (value, at.min(range.end).saturating_sub(range.start))
 }
 
 /// Sets (`value` true) or clears every bit of `range`; the part past the end of `bytes` is ignored.
@@ -101,9 +107,13 @@ fn byte_at(bytes: &[u8], index: u64) -> u8 {
     usize::try_from(index).ok().and_then(|index| bytes.get(index)).copied().unwrap_or(0)
 }
 
-fn word_at(bytes: &[u8], index: u64) -> Option<u64> {
-    let index = usize::try_from(index).ok()?;
-    bytes.get(index..)?.first_chunk::<8>().map(|word| u64::from_ne_bytes(*word))
+/// Eight bytes from `8 * index` on as a little-endian number; bytes past the end are zero.
+fn word_at(bytes: &[u8], index: u64) -> u64 {
+    let Some(rest) = usize::try_from(index).ok().and_then(|index| bytes.get(index.checked_mul(8)?..)) else { return 0 };
+    match rest.first_chunk::<8>() {
+        Some(word) => u64::from_le_bytes(*word),
+        None => rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Owns: byte ranges of any alignment turned into pieces, wants and places. Must not know: formats, files.
 
-use super::{Chain, Owner};
+use super::holders::{PART_LEN, SHORT_CHAIN};
+use super::{Chain, Owner, Pieces};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{BlockSink, Content, Place, Reservation, Want};
 use crate::units::{MIB, round_down, round_up};
@@ -19,9 +20,27 @@ impl Chain {
     /// `InvalidInput` when the range reaches past the end of the disk; `Corrupt` when a block of it is broken (then
     /// `buf` holds anything); what the storage answers.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let range = self.range_inside(offset, buf.len())?;
+        let Range { start, end } = self.range_inside(offset, buf.len())?;
+        if self.layers.len() <= SHORT_CHAIN {
+            return self.read_pieces(self.pieces(start..end), buf);
+        }
+        let (mut at, mut rest) = (start, buf);
+        while at < end {
+            let part = at / PART_LEN;
+            let cut = part.saturating_add(1).saturating_mul(PART_LEN).min(end);
+            let len = to_len(cut.saturating_sub(at))?.min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            let holders = self.known.holders(&self.layers, part);
+            self.read_pieces(Pieces::among(&self.layers, holders, at..cut), now)?;
+            (at, rest) = (cut, later);
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` with what `pieces` lead to.
+    fn read_pieces(&self, pieces: Pieces<'_>, buf: &mut [u8]) -> Result<()> {
         let mut rest = buf;
-        for piece in self.pieces(range) {
+        for piece in pieces {
             let piece = piece?;
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(len);

@@ -9,6 +9,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod holders;
 mod io;
 mod link;
 mod locate;
@@ -37,6 +38,7 @@ use crate::finding::Findings;
 use crate::image::Image;
 use crate::mend::Assumption;
 use crate::storage::{Access, FileStorage, Storage};
+use holders::Known;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -195,6 +197,8 @@ impl Origin for Layer {
 #[derive(Debug)]
 pub struct Chain {
     layers: Vec<Layer>,
+    /// Of a long chain, the layers that matter to parts of the disk. Whoever gets at a layer to change it clears this.
+    known: Box<Known>,
 }
 
 impl Chain {
@@ -205,7 +209,11 @@ impl Chain {
     /// the links between them; `InUse` when another process holds a file.
     pub fn open(path: impl AsRef<Path>, options: &ChainOptions) -> Result<Self> {
         let layers = open::open_layers(path.as_ref(), options)?;
-        Ok(Self { layers })
+        Ok(Self::of(layers))
+    }
+
+    fn of(layers: Vec<Layer>) -> Self {
+        Self { layers, known: Box::default() }
     }
 
     /// Opens the image at `path` alone: its parents are not looked for, so it answers for itself only.
@@ -250,7 +258,7 @@ impl Chain {
         for (child, parent) in layers.iter().zip(layers.iter().skip(1)) {
             link::check(child, parent)?;
         }
-        Ok(Self { layers })
+        Ok(Self::of(layers))
     }
 
     /// The images, leaf first; never empty.
@@ -290,11 +298,13 @@ impl Chain {
     }
 
     pub(crate) fn layer_mut(&mut self, index: usize) -> Result<&mut Layer> {
+        self.known.clear();
         self.layers.get_mut(index).ok_or_else(|| no_layer(index))
     }
 
     /// The layers above `index`, and that layer's image to write through.
     pub(crate) fn split_at_target(&mut self, index: usize) -> Result<(&mut [Layer], &mut Image)> {
+        self.known.clear();
         let (above, rest) = self.layers.split_at_mut_checked(index).ok_or_else(|| no_layer(index))?;
         let target = rest.first_mut().ok_or_else(|| no_layer(index))?;
         Ok((above, &mut target.image))

@@ -2,6 +2,7 @@
 //!
 //! Owns: the rule how layers compose, and the walk over a range. Must not know: files, formats, what a piece is for.
 
+use super::holders::Holders;
 use super::{Chain, Layer};
 use crate::error::Result;
 use crate::map::Source;
@@ -58,16 +59,36 @@ impl Piece {
     }
 }
 
+/// What one layer said of a run of the disk.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    /// Where the run starts and ends.
+    run: (u64, u64),
+    source: Source,
+}
+
+/// Of no run.
+const NO_ANSWER: Answer = Answer { run: (0, 0), source: Source::Absent };
+
 /// The pieces of a range in order, joined where they continue one another. After an error it ends.
+///
+/// Each layer is asked once for each of its runs, however many pieces the layers above cut it to. A range that is one
+/// piece allocates nothing.
 #[derive(Debug)]
 pub struct Pieces<'a> {
     layers: &'a [Layer],
+    /// The layers to ask, when it is known that the others leave the whole range to those below them.
+    only: Option<Holders>,
     /// The index that the first of `layers` has in its chain.
     first: usize,
     at: u64,
     end: u64,
     /// The piece after the one given out last, found while looking where that one ends.
     ahead: Option<Piece>,
+    /// What each layer said last, once there was more than one piece.
+    said: Vec<Answer>,
+    /// Whether a piece was found.
+    begun: bool,
 }
 
 impl Chain {
@@ -90,17 +111,78 @@ impl<'a> Pieces<'a> {
     /// The pieces of `range` as `layers` decide them, the first of which is layer `first` of its chain.
     pub(crate) fn over(layers: &'a [Layer], first: usize, range: Range<u64>) -> Self {
         let size = layers.first().map_or(0, |layer| layer.image().virtual_size());
-        Self { layers, first, at: range.start, end: range.end.min(size), ahead: None }
+        let (at, end) = (range.start, range.end.min(size));
+        Self { layers, only: None, first, at, end, ahead: None, said: Vec::new(), begun: false }
+    }
+
+    /// The pieces of `range`, of which all layers but those in `only` leave everything to the layers below them.
+    pub(super) fn among(layers: &'a [Layer], only: Holders, range: Range<u64>) -> Self {
+        Self { only: Some(only), ..Self::over(layers, 0, range) }
+    }
+
+    /// How many layers are asked.
+    fn asked(&self) -> usize {
+        self.only.as_ref().map_or(self.layers.len(), |only| only.len())
+    }
+
+    /// Which of the layers is asked after `position` others.
+    fn asked_after(&self, position: usize) -> usize {
+        self.only.as_ref().map_or(position, |only| only.get(position).map_or(usize::MAX, |&index| index as usize))
     }
 
     fn find(&mut self) -> Option<Result<Piece>> {
         if self.at >= self.end {
             return None;
         }
-        let found = resolve(self.layers, self.first, self.at..self.end);
+        if self.begun && self.said.is_empty() {
+            self.said = vec![NO_ANSWER; self.asked()];
+        }
+        self.begun = true;
+        let found = self.resolve();
         self.at = found.as_ref().map_or(self.end, Piece::end);
         Some(found)
     }
+
+    /// The piece at `at`, asked of the layers top down.
+    fn resolve(&mut self) -> Result<Piece> {
+        let offset = self.at;
+        let mut len = self.end.saturating_sub(offset);
+        for position in 0..self.asked() {
+            let asked = self.asked_after(position);
+            let Some(layer) = self.layers.get(asked) else { break };
+            let index = self.first.saturating_add(asked);
+            let Answer { run, source } = match self.said.get_mut(position) {
+                None => ask(layer, offset, len)?,
+                Some(said) => {
+                    if !(said.run.0..said.run.1).contains(&offset) {
+                        *said = ask(layer, offset, self.end.saturating_sub(offset))?;
+                    }
+                    *said
+                }
+            };
+            len = len.min(run.1.saturating_sub(offset));
+            match source {
+                Source::Data(at) => {
+                    let at = at.checked_add(offset.saturating_sub(run.0)).unwrap_or(at);
+                    return Ok(Piece { offset, len, owner: Owner::Layer { index, at } });
+                }
+                Source::Zero => return Ok(Piece { offset, len, owner: Owner::Zero { index } }),
+                Source::Absent => {}
+            }
+        }
+        Ok(Piece { offset, len, owner: Owner::Below })
+    }
+}
+
+/// What `layer` says of the run that starts at `offset`, at most `limit` bytes long unless it lies behind the layer's end.
+fn ask(layer: &Layer, offset: u64, limit: u64) -> Result<Answer> {
+    let map = layer.image().map();
+    let left = map.virtual_size().saturating_sub(offset);
+    if left == 0 {
+        return Ok(Answer { run: (offset, u64::MAX), source: Source::Zero });
+    }
+    let extent = map.extent_at(offset, limit.min(left)).map_err(|error| layer.blame(error))?;
+    Ok(Answer { run: (offset, offset.saturating_add(extent.len)), source: extent.source })
 }
 
 impl Iterator for Pieces<'_> {
@@ -133,25 +215,5 @@ impl Iterator for Pieces<'_> {
 /// # Errors
 /// As [`Pieces`]; then nothing is known of the byte at its start, and perhaps of those behind.
 pub(crate) fn piece_at(layers: &[Layer], range: Range<u64>) -> Result<Piece> {
-    resolve(layers, 0, range)
-}
-
-/// The piece at the start of `range`, asked of `layers` top down; `first` is the index of the first of them.
-fn resolve(layers: &[Layer], first: usize, range: Range<u64>) -> Result<Piece> {
-    let offset = range.start;
-    let mut len = range.end.saturating_sub(range.start);
-    for (layer, index) in layers.iter().zip(first..) {
-        let map = layer.image().map();
-        let Some(left) = map.virtual_size().checked_sub(offset).filter(|&left| left > 0) else {
-            return Ok(Piece { offset, len, owner: Owner::Zero { index } });
-        };
-        let extent = map.extent_at(offset, len.min(left)).map_err(|error| layer.blame(error))?;
-        len = extent.len;
-        match extent.source {
-            Source::Data(at) => return Ok(Piece { offset, len, owner: Owner::Layer { index, at } }),
-            Source::Zero => return Ok(Piece { offset, len, owner: Owner::Zero { index } }),
-            Source::Absent => {}
-        }
-    }
-    Ok(Piece { offset, len, owner: Owner::Below })
+    Pieces::over(layers, 0, range).resolve()
 }

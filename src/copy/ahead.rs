@@ -18,6 +18,11 @@ const WINDOW: u64 = 8 * MIB;
 /// The most runs in a window; bounds the memory that says what they are.
 const WINDOW_RUNS: usize = 1 << 14;
 
+/// Zeros between data up to this many are bytes like others: a taker has a price for each call.
+const FEW_ZEROS: u64 = 64 << 10;
+/// Bytes that one worker reads at least before another takes a share.
+const SHARE: u64 = 256 << 10;
+
 /// Bytes to hand on, or zeros when they are nowhere.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
@@ -141,29 +146,51 @@ impl Window {
         self.parts.clear();
         let mut reads = Vec::new();
         let mut used = 0;
-        while used < WINDOW && self.parts.len() < WINDOW_RUNS {
+        while used < WINDOW && reads.len() < WINDOW_RUNS {
             let Some(run) = source.next((WINDOW - used).min(CHUNK))? else { break };
+            let few = run.len <= FEW_ZEROS.min(WINDOW - used) && matches!(self.parts.last(), Some(Part::Data(_)));
             match (run.from, self.parts.last_mut()) {
                 (None, Some(Part::Zeros(len))) => *len += run.len,
-                (None, _) => self.parts.push(Part::Zeros(run.len)),
-                (Some(from), _) => {
-                    self.parts.push(Part::Data(used as usize..(used + run.len) as usize));
-                    reads.push((from, run.len));
+                (None, _) if !few => self.parts.push(Part::Zeros(run.len)),
+                (_, last) => {
+                    let range = used as usize..(used + run.len) as usize;
+                    match last {
+                        Some(Part::Data(data)) => data.end = range.end,
+                        _ => self.parts.push(Part::Data(range)),
+                    }
+                    reads.push(run);
                     used += run.len;
                 }
             }
         }
         let mut rest = sized(&mut self.bytes, used);
-        let mut targets = Vec::with_capacity(reads.len());
-        for ((origin, at), len) in reads {
-            let (now, later) = rest.split_at_mut(len as usize);
-            targets.push((origin, at, now));
+        let mut shares: Vec<Vec<(Run<'_>, &mut [u8])>> = Vec::new();
+        let mut room = 0;
+        for run in reads {
+            let (now, later) = rest.split_at_mut(run.len as usize);
             rest = later;
+            match shares.last_mut() {
+                Some(share) if room > 0 => share.push((run, now)),
+                _ => {
+                    room = SHARE;
+                    shares.push(vec![(run, now)]);
+                }
+            }
+            room = room.saturating_sub(run.len);
         }
-        targets.into_par_iter().try_for_each(|(origin, at, bytes)| {
+        shares.into_par_iter().try_for_each(|share| {
             meter.check()?;
-            origin.read(bytes, at)?;
-            meter.add_moved(bytes.len() as u64);
+            let mut moved = 0;
+            for (run, bytes) in share {
+                match run.from {
+                    Some((origin, at)) => {
+                        origin.read(bytes, at)?;
+                        moved += run.len;
+                    }
+                    None => bytes.fill(0),
+                }
+            }
+            meter.add_moved(moved);
             Ok(())
         })
     }

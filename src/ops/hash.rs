@@ -104,7 +104,7 @@ pub fn hash(chain: &Chain, options: &HashOptions, watch: &Watch<'_>) -> Result<H
 
 fn flat(chain: &Chain, copier: &Copier, meter: &Meter<'_>) -> Result<Hash> {
     let mut digest = Sha256::new();
-    stream::pour(chain.layers(), copier, meter, |bytes| {
+    stream::pour(stream::runs(chain.layers()), copier, meter, |bytes| {
         digest.update(bytes);
         Ok(())
     })?;

@@ -51,5 +51,5 @@ pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
     SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
 };
-pub use stream::{write_raw, write_raw_part};
+pub use stream::{write_range, write_raw, write_raw_part};
 pub use strips::{Cell, MAX_COLUMNS, MergeStrip, Strip, StripOptions, Strips, strips};

@@ -7,6 +7,7 @@ use crate::copy::{Bytes, Copier, Meter, Origin, Run};
 use crate::error::{Error, ErrorKind, Result};
 use crate::watch::Watch;
 use std::io::Write;
+use std::ops::Range;
 
 /// Zeros to hand on, as many as are worth a call.
 pub(super) const ZEROS: &[u8] = &[0; 256 << 10];
@@ -29,8 +30,12 @@ pub(super) fn part(chain: &Chain, (from, to): (usize, Option<usize>)) -> Result<
 
 /// The runs that the disk `layers` decide is made of; what they do not say is zero.
 pub(super) fn runs(layers: &[Layer]) -> impl Iterator<Item = Result<Run<'_>>> + Send {
-    let size = layers.first().map_or(0, |layer| layer.image().virtual_size());
-    Pieces::over(layers, 0, 0..size).map(|piece| {
+    runs_of(layers, 0..layers.first().map_or(0, |layer| layer.image().virtual_size()))
+}
+
+/// The runs that `range` of that disk is made of.
+fn runs_of(layers: &[Layer], range: Range<u64>) -> impl Iterator<Item = Result<Run<'_>>> + Send {
+    Pieces::over(layers, 0, range).map(|piece| {
         let piece = piece?;
         let from = match piece.owner {
             Owner::Layer { index, at } => layers.get(index).map(|layer| (layer as &dyn Origin, at.get())),
@@ -40,18 +45,19 @@ pub(super) fn runs(layers: &[Layer]) -> impl Iterator<Item = Result<Run<'_>>> + 
     })
 }
 
-/// Hands what `layers` show to `take` in order, zeros in slices of [`ZEROS`].
+/// Hands the bytes of `runs` to `take` in order, zeros in slices of [`ZEROS`].
 ///
 /// # Errors
 /// Of reading; those of `take`; `Cancelled`.
-pub(super) fn pour(
-    layers: &[Layer],
+#[expect(single_use_lifetimes, reason = "an elided lifetime here is not stable Rust yet")]
+pub(super) fn pour<'a>(
+    runs: impl Iterator<Item = Result<Run<'a>>> + Send,
     copier: &Copier,
     meter: &Meter<'_>,
     mut take: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut at = 0;
-    copier.stream(runs(layers), meter, |bytes| {
+    copier.stream(runs, meter, |bytes| {
         let mut zeros = match bytes {
             Bytes::Data(bytes) => {
                 take(bytes)?;
@@ -93,9 +99,36 @@ pub fn write_raw_part(
 ) -> Result<u64> {
     let layers = part(source, depths)?;
     let size = layers.first().map_or(0, |layer| layer.image().virtual_size());
-    let meter = Meter::new(watch, size);
+    write_runs(runs(layers), size, out, watch)
+}
+
+/// As [`write_raw`], but `range` of the disk alone, in bytes. What comes next is read by one thread per processor while
+/// `out` takes what came before, so that a slow `out` waits for nothing; memory is 16 MiB however long the range is.
+///
+/// # Errors
+/// `InvalidInput` when the range reaches past the end of the disk; as [`write_raw`].
+pub fn write_range(source: &Chain, range: Range<u64>, out: &mut dyn Write, watch: &Watch<'_>) -> Result<u64> {
+    let size = source.virtual_size();
+    if range.start > range.end || range.end > size {
+        let Range { start, end } = range;
+        let message = format_args!("bytes {start} to {end} of a disk of {size} bytes").to_string();
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
+    let len = range.end - range.start;
+    write_runs(runs_of(source.layers(), range), len, out, watch)
+}
+
+/// Writes the bytes of `runs`, `len` of them, to `out`, and answers how many they are.
+#[expect(single_use_lifetimes, reason = "an elided lifetime here is not stable Rust yet")]
+fn write_runs<'a>(
+    runs: impl Iterator<Item = Result<Run<'a>>> + Send,
+    len: u64,
+    out: &mut dyn Write,
+    watch: &Watch<'_>,
+) -> Result<u64> {
+    let meter = Meter::new(watch, len);
     let failed = |error| Error::io("write the output", error);
-    pour(layers, &Copier::new(0)?, &meter, |bytes| out.write_all(bytes).map_err(failed))?;
+    pour(runs, &Copier::new(0)?, &meter, |bytes| out.write_all(bytes).map_err(failed))?;
     out.flush().map_err(failed)?;
-    Ok(size)
+    Ok(len)
 }

@@ -4,7 +4,7 @@
 //! where new blocks go.
 
 use super::header::{BlockLayout, Header};
-use super::raw::{FOOTER_LEN, HEADER_LEN, SECTOR_BYTES};
+use super::raw::{FOOTER_LEN, HEADER_LEN};
 use super::store::Store;
 use crate::bitmap::{self, BitOrder};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,8 +19,6 @@ pub(super) const UNALLOCATED: u32 = u32::MAX;
 const MAX_TRACKED_BLOCKS: usize = 1 << 26;
 /// Bytes of BAT read at a time by a scan.
 const SCAN_BYTES: usize = 64 << 10;
-/// Bytes of bitmap looked at in one go.
-const BITMAP_STEP: u64 = SECTOR;
 const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = PAGE_BYTES as u64;
 
@@ -71,9 +69,8 @@ impl Bat {
     /// # Errors
     /// `Corrupt` when the entry cannot be believed; what the storage answers.
     pub(super) fn block(&self, store: &Store, block: u64) -> Result<Option<u64>> {
-        let mut entry = [0; 4];
-        store.read_cached("the block allocation table", &mut entry, self.entry_at(block))?;
-        self.believe(block, u32::from_be_bytes(entry)).map_err(Error::corrupt)
+        let entry = store.number_cached("the block allocation table", self.entry_at(block))?;
+        self.believe(block, entry).map_err(Error::corrupt)
     }
 
     /// How many blocks the disk has; the table may have more entries.
@@ -127,13 +124,16 @@ impl Bat {
         Ok(Some(start))
     }
 
-    /// How many blocks from `from` on, below `to`, have no place. Stops early after a few hundred pages of table.
+    /// How many of `blocks`, the first of which has no place, have none. Stops early after a few hundred pages of table.
     ///
     /// # Errors
     /// What the storage answers.
     pub(super) fn unallocated_run(&self, store: &Store, blocks: Range<u64>) -> Result<u64> {
         /// A 2040 GiB disk of 2 MiB blocks has 1020 pages of table: a quarter of it at a time keeps a call short.
         const MAX_PAGES: usize = 256;
+        if blocks.end.saturating_sub(blocks.start) <= 1 {
+            return Ok(1);
+        }
         let mut page = [0; PAGE_BYTES];
         let mut at = blocks.start;
         for _ in 0..MAX_PAGES {
@@ -165,6 +165,21 @@ impl Bat {
         blocks: Range<u64>,
         mut visit: impl FnMut(u64, u32) -> Result<()>,
     ) -> Result<()> {
+        self.for_each_piece(store, blocks, |first, entries| {
+            for (block, entry) in (first..).zip(entries) {
+                visit(block, u32::from_be_bytes(*entry))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands the entries of `blocks` to `visit` as they lie in the file, some at a time with the number of the first.
+    fn for_each_piece(
+        &self,
+        store: &Store,
+        blocks: Range<u64>,
+        mut visit: impl FnMut(u64, &[[u8; 4]]) -> Result<()>,
+    ) -> Result<()> {
         let mut buffer = vec![0; SCAN_BYTES];
         let mut block = blocks.start;
         while block < blocks.end {
@@ -172,10 +187,8 @@ impl Bat {
             let len = usize::try_from(count.saturating_mul(4)).unwrap_or(0);
             let Some(part) = buffer.get_mut(..len) else { break };
             store.read("the block allocation table", part, self.entry_at(block))?;
-            for entry in part.as_chunks::<4>().0 {
-                visit(block, u32::from_be_bytes(*entry))?;
-                block = block.saturating_add(1);
-            }
+            visit(block, part.as_chunks::<4>().0)?;
+            block = block.saturating_add(count);
         }
         Ok(())
     }
@@ -186,8 +199,9 @@ impl Bat {
     /// What the storage answers.
     pub(super) fn allocated(&self, store: &Store) -> Result<u64> {
         let mut count = 0u64;
-        self.for_each(store, 0..self.layout.blocks(self.size), |_, entry| {
-            count = count.saturating_add(u64::from(entry != UNALLOCATED));
+        self.for_each_piece(store, 0..self.layout.blocks(self.size), |_, entries| {
+            let placed = entries.iter().filter(|&&entry| entry != UNALLOCATED.to_be_bytes()).count();
+            count = count.saturating_add(placed as u64);
             Ok(())
         })?;
         Ok(count)
@@ -242,25 +256,15 @@ impl Bat {
     /// # Errors
     /// What the storage answers.
     pub(super) fn bitmap_run(&self, store: &Store, block_at: u64, sectors: Range<u64>) -> Result<(bool, u64)> {
-        let mut buffer = [0; SECTOR_BYTES];
         let mut answer = None;
         let mut bit = sectors.start;
         while bit < sectors.end {
-            let base = bit / (BITMAP_STEP * 8);
-            let step_end = base.saturating_add(1).saturating_mul(BITMAP_STEP * 8).min(sectors.end);
-            let first_byte = base.saturating_mul(BITMAP_STEP);
-            store.read_cached("a sector bitmap", &mut buffer, block_at.saturating_add(first_byte))?;
-            let shift = first_byte.saturating_mul(8);
-            let inside = bit.saturating_sub(shift)..step_end.saturating_sub(shift);
-            let (value, run) = bitmap::run(&buffer, BitOrder::MsbFirst, inside);
-            if answer.is_some_and(|answer| answer != value) {
+            let (value, run) = store.bitmap_run(block_at, bit..sectors.end)?;
+            if run == 0 || answer.is_some_and(|answer| answer != value) {
                 break;
             }
             answer = Some(value);
             bit = bit.saturating_add(run);
-            if bit < step_end {
-                break;
-            }
         }
         Ok((answer.unwrap_or(false), bit.saturating_sub(sectors.start)))
     }

@@ -168,7 +168,13 @@ impl Sparse {
                 Err(_) => break,
             };
             match run.source {
-                Source::Absent => at = at.saturating_add(run.len),
+                Source::Absent => {
+                    at = at.saturating_add(run.len);
+                    // A run that ends inside a block is followed by data.
+                    if self.bat.layout.split(at).1 != 0 {
+                        break;
+                    }
+                }
                 // Data never joins over a block's end: the next block's bitmap lies in between.
                 _ if at == offset => return Ok(run),
                 _ => break,

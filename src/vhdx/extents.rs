@@ -10,12 +10,11 @@ use crate::bitmap::{self, BitOrder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{BlockMap, Extent, Source};
 use crate::problem::{Fault, Problem, Structure};
-use crate::storage::{PAGE, Page, Storage};
+use crate::storage::pages::Words;
+use crate::storage::{PAGE, Storage};
 use crate::units::FileOffset;
-use crate::zeros::is_zero;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How many pieces one answer joins, so that one call stays short on the largest fixed disk.
 const MAX_JOINED: usize = 16 << 10;
@@ -38,12 +37,14 @@ impl BlockMap for Vhdx {
         let limit = limit.min(left);
         let mut extent = self.piece_at(offset, limit)?;
         for _ in 0..MAX_JOINED {
-            if extent.len >= limit {
+            let end = offset.saturating_add(extent.len);
+            // Inside a block a run ends because another answer follows.
+            if extent.len >= limit || end.checked_rem(self.geometry.block_size) != Some(0) {
                 break;
             }
             // A broken entry further on is the business of the call that starts there.
             let rest = limit.saturating_sub(extent.len);
-            let Ok(next) = self.piece_at(offset.saturating_add(extent.len), rest) else { break };
+            let Ok(next) = self.piece_at(end, rest) else { break };
             if !joins(&extent, &next) {
                 break;
             }
@@ -116,8 +117,8 @@ impl Vhdx {
         if let Some(at) = place {
             self.check_place(index, at, BITMAP_BLOCK_LEN)?;
             let end = at.get().saturating_add(BITMAP_BLOCK_LEN);
-            let file_len = self.file_len()?;
-            if end > file_len {
+            if !self.file_reaches(end)? {
+                let file_len = self.file_len()?;
                 let found = format!("a sector bitmap at {at} that ends past the end of the file");
                 return Err(self.bad_entry(index, Fault::Range, &found, &format!("an end up to {file_len:#x}")));
             }
@@ -131,8 +132,7 @@ impl Vhdx {
     /// `Corrupt` when the file ends before it; what the storage answers.
     pub(super) fn bat_entry(&self, index: u64) -> Result<u64> {
         let at = self.bat_offset(index);
-        let page = self.map_page(Structure::VhdxBat, at)?;
-        Ok(word_at(&page, at))
+        self.look_at_map(Structure::VhdxBat, at, |words| words.word(word_of(at)))
     }
 
     /// Where the BAT entry at `index` is in the file.
@@ -140,10 +140,10 @@ impl Vhdx {
         self.regions.bat().offset.saturating_add(index.saturating_mul(BAT_ENTRY_LEN))
     }
 
-    /// The page of BAT or bitmap that holds file offset `at`.
-    pub(super) fn map_page(&self, structure: Structure, at: u64) -> Result<Arc<Page>> {
+    /// What `look` makes of the page of BAT or bitmap that holds file offset `at`.
+    fn look_at_map<T>(&self, structure: Structure, at: u64, look: impl FnMut(&Words<'_>) -> T) -> Result<T> {
         let start = at & !PAGE_LEN.saturating_sub(1);
-        self.pages.read_whole(start).map_err(|error| {
+        self.pages.look_whole(start, look).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 Error::corrupt(
                     Problem::new(structure, Fault::Truncated, "end of file", "4096 bytes").at(FileOffset(start)),
@@ -156,6 +156,11 @@ impl Vhdx {
 
     pub(super) fn file_len(&self) -> Result<u64> {
         self.storage.len().map_err(|error| Error::io("read the file length", error))
+    }
+
+    /// Whether the file is at least `end` bytes long, as far as its length was ever asked for.
+    pub(super) fn file_reaches(&self, end: u64) -> Result<bool> {
+        self.pages.reaches(end).map_err(|error| Error::io("read the file length", error))
     }
 
     fn bad_entry(&self, index: u64, fault: Fault, found: &str, allowed: &str) -> Error {
@@ -186,6 +191,9 @@ impl Vhdx {
     /// bytes of the disk past the end of the file are lost, and saying anything else would be inventing them.
     fn inside_file(&self, extent: Extent, offset: u64) -> Result<Extent> {
         let Source::Data(at) = extent.source else { return Ok(extent) };
+        if self.file_reaches(at.get().saturating_add(extent.len))? {
+            return Ok(extent);
+        }
         let there = self.file_len()?.saturating_sub(at.get());
         if there >= extent.len {
             return Ok(extent);
@@ -234,10 +242,12 @@ impl Vhdx {
 
     /// The first of `bits` of the sector bitmap at `bitmap`, and how many follow that are the same, within one page.
     fn bits(&self, bitmap: FileOffset, bits: Range<u64>) -> Result<(bool, u64)> {
-        let page = self.map_page(Structure::VhdxBitmap, bitmap.get().saturating_add(bits.start >> 3))?;
         let skipped = bits.start & !BITS_PER_PAGE.saturating_sub(1);
         let range = bits.start.saturating_sub(skipped)..bits.end.saturating_sub(skipped).min(BITS_PER_PAGE);
-        Ok(bitmap::run(&page[..], BitOrder::LsbFirst, range))
+        self.look_at_map(Structure::VhdxBitmap, bitmap.get().saturating_add(bits.start >> 3), |words| {
+            let word = |index| words.word(usize::try_from(index).unwrap_or(usize::MAX));
+            bitmap::run_of_words(word, BitOrder::LsbFirst, range.clone())
+        })
     }
 
     /// The run of blocks in state 0 from `offset` on. A page of zeros is a page of state 0, and a hole of the file is
@@ -269,43 +279,40 @@ impl Vhdx {
     /// reached, and whether the run goes on from there.
     fn skip_unwritten(&self, index: u64, end: u64) -> Result<(u64, bool)> {
         let at = self.bat_offset(index);
-        let page = self.map_page(Structure::VhdxBat, at)?;
-        let page_start = at & !PAGE_LEN.saturating_sub(1);
-        let page_end = page_start.saturating_add(PAGE_LEN);
-        if is_zero(&page[..]) {
+        let page_end = (at & !PAGE_LEN.saturating_sub(1)).saturating_add(PAGE_LEN);
+        let (reached, blank) = self.look_at_map(Structure::VhdxBat, at, |words| {
+            let left = end.saturating_sub(index).min(page_end.saturating_sub(at) >> 3);
+            let stop = (0..left).find(|&step| {
+                let raw = words.word(word_of(at.saturating_add(step << 3)));
+                raw != 0 && self.ends_unwritten(index.saturating_add(step), raw)
+            });
+            let blank = stop.is_none() && (0..PAGE >> 3).all(|word| words.word(word) == 0);
+            (stop.map(|step| index.saturating_add(step)), blank)
+        })?;
+        if let Some(reached) = reached {
+            return Ok((reached, false));
+        }
+        let mut next = page_end;
+        if blank {
             let io = |error| Error::io("look for data in the BAT", error);
-            let past_hole = match self.storage.next_data(page_end).map_err(io)? {
-                Some(data) => data & !PAGE_LEN.saturating_sub(1),
-                None => self.file_len()?,
+            next = match self.storage.next_data(page_end).map_err(io)? {
+                Some(data) => (data & !PAGE_LEN.saturating_sub(1)).max(page_end),
+                None => self.file_len()?.max(page_end),
             };
-            let reached = past_hole.max(page_end).saturating_sub(self.regions.bat().offset) >> 3;
-            return Ok((reached.min(end), true));
         }
-        let mut index = index;
-        for word in at_most(page_end.saturating_sub(at) >> 3, end.saturating_sub(index)) {
-            let raw = word_at(&page, at.saturating_add(word << 3));
-            if raw == 0 || self.geometry.is_bitmap(index) {
-                index = index.saturating_add(1);
-                continue;
-            }
-            let state = PayloadEntry::decode(raw, self.geometry.differencing).map(|entry| entry.state);
-            if state != Ok(PayloadState::NotPresent) {
-                return Ok((index, false));
-            }
-            index = index.saturating_add(1);
-        }
-        Ok((index, true))
+        Ok(((next.saturating_sub(self.regions.bat().offset) >> 3).min(end), true))
+    }
+
+    /// Whether the entry at `index`, which is not zero, ends a run of blocks in state 0.
+    fn ends_unwritten(&self, index: u64, raw: u64) -> bool {
+        let state = || PayloadEntry::decode(raw, self.geometry.differencing).map(|entry| entry.state);
+        !self.geometry.is_bitmap(index) && state() != Ok(PayloadState::NotPresent)
     }
 }
 
-fn at_most(a: u64, b: u64) -> Range<u64> {
-    0..a.min(b)
-}
-
-/// The little-endian word that starts at file offset `at`, which lies in `page` on a multiple of 8.
-fn word_at(page: &Page, at: u64) -> u64 {
-    let index = usize::try_from((at & PAGE_LEN.saturating_sub(1)) >> 3).unwrap_or_default();
-    page.as_chunks::<8>().0.get(index).map_or(0, |word| u64::from_le_bytes(*word))
+/// Which word of its page file offset `at`, a multiple of 8, is.
+fn word_of(at: u64) -> usize {
+    usize::try_from((at & PAGE_LEN.saturating_sub(1)) >> 3).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! replayed), what an open image knows, and the plain questions about it.
 //! Must not know: how a range is looked up (`extents`), how anything is changed (`write` and its neighbours), any path.
 
-use super::bat::{Geometry, Slot};
+use super::bat::Geometry;
 use super::header::HeaderPair;
 use super::log::LogArea;
 use super::log::replay::{self, Replay};
@@ -181,13 +181,7 @@ impl Vhdx {
     /// # Errors
     /// `Corrupt` when the file ends inside the table; what the storage answers.
     pub fn allocated_blocks(&self) -> Result<u64> {
-        let mut count = 0u64;
-        self.scan_bat(&mut |index, raw| {
-            let payload = matches!(self.geometry.slot(index), Slot::Payload(_));
-            count = count.saturating_add(u64::from(payload && raw & 0b110 == 0b110));
-            Ok(())
-        })?;
-        Ok(count)
+        self.count_allocated()
     }
 
     /// Shows every entry of the block allocation table that is not zero, with its index, in order. Holes of the file are

@@ -49,6 +49,7 @@ mod salvage;
 mod session;
 mod space;
 mod survey;
+mod sweep;
 mod txn;
 mod write;
 

@@ -62,15 +62,30 @@ impl Space {
     }
 
     fn set(&mut self, units: Range<u64>, taken: bool) {
-        for unit in units {
-            if let Some(word) = usize::try_from(unit / 64).ok().and_then(|at| self.words.get_mut(at)) {
+        for (at, mask) in words_of(units) {
+            if let Some(word) = usize::try_from(at).ok().and_then(|at| self.words.get_mut(at)) {
                 if taken {
-                    *word |= bit(unit);
+                    *word |= mask;
                 } else {
-                    *word &= !bit(unit);
+                    *word &= !mask;
                 }
             }
         }
+    }
+
+    /// An equally long file, all of it free.
+    pub(crate) fn blank_copy(&self) -> Self {
+        Self { words: vec![0; self.words.len()], hint: 0, no_run_of: u64::MAX, ..*self }
+    }
+
+    /// Takes what is taken in `other`, of the same file. False when something was taken in both.
+    pub(crate) fn join(&mut self, other: &Self) -> bool {
+        let mut shared = 0;
+        for (word, other) in self.words.iter_mut().zip(&other.words) {
+            shared |= *word & other;
+            *word |= other;
+        }
+        shared == 0
     }
 
     /// Notes that `what` owns `range`, which starts inside the file or is a region's.
@@ -151,7 +166,7 @@ impl Space {
     pub(crate) fn mark(&mut self, range: &Range<u64>) -> bool {
         let Range { start, end } = units_of(range);
         let units = start..end.min(self.units);
-        let free = !units.clone().any(|unit| self.is_taken(unit));
+        let free = words_of(units.clone()).all(|(at, mask)| self.word(at.saturating_mul(64)) & mask == 0);
         self.set(units, true);
         free
     }
@@ -177,6 +192,18 @@ fn within_limit(end: u64, what: Structure) -> Result<()> {
 
 const fn bit(unit: u64) -> u64 {
     1 << (unit % 64)
+}
+
+/// The words that hold the bits of `units`, and which of each.
+#[allow(clippy::arithmetic_side_effects)] // `len` is from 1 to 64.
+fn words_of(units: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let mut at = units.start;
+    std::iter::from_fn(move || {
+        let len = units.end.checked_sub(at).filter(|&left| left > 0)?.min(64 - at % 64);
+        let (word, from) = (at / 64, at % 64);
+        at = at.saturating_add(len);
+        Some((word, (u64::MAX >> (64 - len)) << from))
+    })
 }
 
 fn units_of(range: &Range<u64>) -> Range<u64> {

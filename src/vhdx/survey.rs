@@ -70,6 +70,20 @@ pub(super) struct Survey {
 }
 
 impl Survey {
+    /// Nothing known yet, but what of `space` is taken and how many entries the file ends before.
+    pub(super) fn over(space: Space, cut_entries: u64) -> Self {
+        Self {
+            space,
+            allocated: 0,
+            stated: 0,
+            first_unstated: None,
+            cut_entries,
+            complete: cut_entries == 0,
+            lost: false,
+            wanted_len: 0,
+        }
+    }
+
     /// How long the file should be: no byte of anything cut off, and nothing behind. `None` when that is not known, or
     /// when a longer file would show zeros where bytes were lost. The log is empty.
     pub(super) fn sound_len(&self, image: &Vhdx, file_len: u64) -> Option<u64> {
@@ -125,20 +139,24 @@ impl Vhdx {
         let entries = self.geometry.entries();
         let readable = here.checked_div(BAT_ENTRY_LEN).unwrap_or_default();
         let cut_entries = entries.saturating_sub(readable);
-        let mut space = Space::new(file_len)?;
-        for range in &self.occupied {
-            space.mark(range);
+        if cut_entries == 0
+            && let Some(survey) = self.survey_if_sound(readable, file_len)?
+        {
+            return Ok(survey);
         }
-        let survey = Survey {
-            space,
-            allocated: 0,
-            stated: 0,
-            first_unstated: None,
-            cut_entries,
-            complete: cut_entries == 0,
-            lost: false,
-            wanted_len: 0,
-        };
+        self.walk((readable, cut_entries), file_len, visit)
+    }
+
+    /// As [`survey`](Self::survey), one entry after the other: of the first `readable` entries, when the table lacks
+    /// `cut_entries`.
+    pub(super) fn walk(
+        &self,
+        (readable, cut_entries): (u64, u64),
+        file_len: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<Survey> {
+        let entries = self.geometry.entries();
+        let survey = Survey::over(self.structure_space(file_len)?, cut_entries);
         let mut walk = Walk { image: self, file_len, survey, anchors: false, partial: None, visit };
         self.scan_entries(readable, &mut |index, raw| walk.entry(index, raw))?;
         walk.end_chunk(u64::MAX)?;
@@ -150,6 +168,18 @@ impl Vhdx {
             walk.survey.first_unstated.get_or_insert(walk.survey.stated);
         }
         Ok(walk.survey)
+    }
+
+    /// The space of the file, all of it free but that of the headers, the log and the regions.
+    ///
+    /// # Errors
+    /// `Corrupt` when the file is longer than any can need.
+    pub(super) fn structure_space(&self, file_len: u64) -> Result<Space> {
+        let mut space = Space::new(file_len)?;
+        for range in &self.occupied {
+            space.mark(range);
+        }
+        Ok(space)
     }
 
     /// Where the log is; empty when the file has none.

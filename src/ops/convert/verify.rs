@@ -68,7 +68,7 @@ pub(super) fn digest(expected: &[u8], file: &Arc<FileStorage>, format: Format, w
     let target = [reopen(file, format)?];
     let size = target.iter().map(|layer| layer.image().virtual_size()).max().unwrap_or(0);
     let mut digest = Sha256::new();
-    stream::pour(&target, &Copier::new(0)?, &Meter::new(watch, size), |bytes| {
+    stream::pour(stream::runs(&target), &Copier::new(0)?, &Meter::new(watch, size), |bytes| {
         digest.update(bytes);
         Ok(())
     })?;

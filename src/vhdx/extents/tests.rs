@@ -10,6 +10,7 @@ use crate::link::DiskKind;
 use crate::storage::{Access, MemoryStorage};
 use crate::units::{GIB, MIB, TIB};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 const BAT: u64 = 3 * MIB;
 

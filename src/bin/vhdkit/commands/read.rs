@@ -8,14 +8,10 @@ use crate::output::{self, Failure};
 use crate::progress::Reporter;
 use crate::size;
 use clap::Args;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use vhdkit::chain::Chain;
-use vhdkit::units::MIB;
-use vhdkit::{Observer, Progress};
-
-/// Bytes read at a time.
-const CHUNK: u64 = MIB;
+use vhdkit::{Watch, ops};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,15 +50,6 @@ pub(crate) fn run(args: &ReadArgs, session: &Session) -> Result<(), Failure> {
     })?;
     let mut out = output::raw_stdout()?;
     let reporter = Reporter::new(session.display, out.is_terminal());
-    let mut buffer = vec![0; usize::try_from(length.min(CHUNK)).unwrap_or(0)];
-    let mut at = args.offset;
-    while at < end {
-        let len = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-        chain.read_at(&mut buffer[..len], at)?;
-        out.write_all(&buffer[..len])?;
-        at += len as u64;
-        let done = at - args.offset;
-        reporter.progress(Progress { done, total: length, moved: done });
-    }
+    ops::write_range(&chain, args.offset..end, &mut out, &Watch::none().observer(&reporter))?;
     Ok(())
 }
