@@ -159,7 +159,7 @@ impl Vhdx {
     }
 
     /// Whether the file is at least `end` bytes long, as far as its length was ever asked for.
-    pub(super) fn file_reaches(&self, end: u64) -> Result<bool> {
+    fn file_reaches(&self, end: u64) -> Result<bool> {
         self.pages.reaches(end).map_err(|error| Error::io("read the file length", error))
     }
 

@@ -79,8 +79,7 @@ impl Deal<'_> {
         let data = image.storage.next_data(place).map_err(|error| Error::io("look for data in the BAT", error))?;
         let hole = match data {
             Some(data) => data.saturating_sub(place),
-            None if image.file_reaches(image.bat_offset(entries.end))? => u64::MAX,
-            // The table is cut off: it is read up to there, and fails.
+            // A table that the file cuts off is read where the file ends, and fails.
             None => image.file_len()?.saturating_sub(place),
         };
         let skipped = (hole / BAT_ENTRY_LEN).checked_div(self.stride).unwrap_or_default();
@@ -89,6 +88,9 @@ impl Deal<'_> {
         }
         let start = entries.start.saturating_add(skipped.saturating_mul(self.stride));
         if start >= entries.end {
+            // Whoever takes the next piece starts where the hole ends.
+            let after = chunk.saturating_add(skipped).checked_div(self.chunks).unwrap_or_default();
+            self.next.fetch_max(after, Ordering::Relaxed);
             return Ok(true);
         }
         let len = entries.end.saturating_sub(start).saturating_mul(BAT_ENTRY_LEN);
