@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 /// # Panics
 /// When there is no such sample, or it is not in its text form.
 pub fn load(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name).with_extension("hex");
+    // The fuzz targets are a package one folder further down.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = ["testdata", "../testdata"].map(|folder| root.join(folder)).into_iter().find(|folder| folder.is_dir());
+    let path = folder.expect("the folder testdata").join(name).with_extension("hex");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     parse(&text).unwrap_or_else(|line| panic!("{}: cannot read the line {line:?}", path.display()))
 }

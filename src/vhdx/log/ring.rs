@@ -5,13 +5,14 @@
 //! The search gives what the specification's algorithm gives, in one pass: valid entries never share a sector (see
 //! [`super::entry`]), so they form disjoint runs in which each entry follows the one before it in the ring and in number.
 //! A run counts when its last entry's tail is the start of an entry of the run; the one with the greatest last number is
-//! active. Numbers only rise along a run, so none can lap itself.
+//! active, of several the one the specification's walk meets first. Numbers only rise along a run, so none can lap itself.
 
 use super::entry::{Check, EntryHeader};
 use super::{LogArea, PAGE, Page};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::units::FileOffset;
+use std::cmp::Reverse;
 
 /// How many bytes of the log are read at once.
 const CHUNK: u64 = 256 << 10;
@@ -109,15 +110,26 @@ pub(crate) fn active(entries: &[Placed], area: &LogArea) -> Vec<Placed> {
         }
     }
     let mut best: Vec<Placed> = Vec::new();
+    let mut rank = None;
     for (start, _) in starts.iter().enumerate().filter(|(_, is_start)| **is_start) {
         let run = run_from(entries, &next, start);
         let Some(last) = run.last() else { continue };
         let Some(tail) = run.iter().position(|one| one.at == last.header.tail) else { continue };
-        if best.last().is_none_or(|best| last.header.sequence > best.header.sequence) {
+        let this = Some((last.header.sequence, Reverse(met_at(&run, last))));
+        if this > rank {
+            rank = this;
             best = run.get(tail..).unwrap_or_default().to_vec();
         }
     }
     best
+}
+
+/// The ring position at which the specification's walk, which starts at 0, first finds the run whose last entry is
+/// `last`. Of runs with the same last number it keeps the one it finds first.
+fn met_at(run: &[Placed], last: &Placed) -> u64 {
+    let lowest = run.iter().map(|one| one.at).min().unwrap_or(0);
+    // The part of a run behind the ring's end is met before the rest, and is enough when the tail lies in it.
+    if last.header.tail <= last.at { lowest } else { run.first().map_or(lowest, |first| first.at) }
 }
 
 fn run_from(entries: &[Placed], next: &[Option<usize>], start: usize) -> Vec<Placed> {

@@ -1,5 +1,5 @@
-//! The VHDX log, replayed the plain way: index every valid entry, take the greatest sequence number whose way back to its
-//! tail is complete, apply that way in order.
+//! The VHDX log, replayed the plain way: index every valid entry, find the active sequence step by step, apply it in
+//! order.
 //!
 //! Owns: log entries and the file as it reads after replay. All positions in the log are multiples of 4096.
 
@@ -111,6 +111,7 @@ fn read_entry(ring: &[u8], at: u64, log: &LogPlace) -> Option<Entry> {
         && (len > 0 && paged(len) && len <= log.len)
         && (paged(tail) && tail < log.len)
         && sequence > 0
+        && le32(header, 28) == 0
         && id16(header, 32) == log.guid
         && [48, 56].iter().all(|&field| le64(header, field).is_multiple_of(MIB));
     if !sound {
@@ -159,34 +160,39 @@ fn read_descriptor(
     Some(Update::Page(at, page))
 }
 
-/// The entries from the tail of the newest complete sequence to its head.
+/// The entries from the tail of the active sequence to its head, found step by step as the page says: from each place in
+/// turn follow the entries for as long as their numbers go up by one; what was followed counts when its last entry's tail
+/// is in it; the greatest last number wins.
 fn active(mut entries: BTreeMap<u64, Entry>, ring: u64) -> Option<Vec<Entry>> {
-    let way = |head: u64| -> Option<Vec<u64>> {
-        let newest = &entries[&head];
-        let mut at = newest.tail;
-        let mut found = Vec::new();
-        loop {
-            let entry = entries.get(&at)?;
-            found.push(at);
-            // One number per entry, counted back from the head; more entries than numbers cannot be.
-            let behind = newest.sequence.checked_sub(entry.sequence)?;
-            if at == head {
+    let mut best: Option<Vec<u64>> = None;
+    let (mut start, mut steps) = (0, 0);
+    loop {
+        let mut run: Vec<u64> = Vec::new();
+        let (mut at, mut total) = (start, 0);
+        while let Some(entry) = entries.get(&at) {
+            let follows = run.last().is_none_or(|last| entries[last].sequence.checked_add(1) == Some(entry.sequence));
+            total += entry.len;
+            if !follows || total > ring {
                 break;
             }
-            let next = (at + entry.len) % ring;
-            let follows = entries.get(&next).is_some_and(|next| next.sequence == entry.sequence + 1);
-            if behind == 0 || !follows {
-                return None;
-            }
-            at = next;
+            run.push(at);
+            at = (at + entry.len) % ring;
         }
-        let total: u64 = found.iter().map(|at| entries[at].len).sum();
-        (total <= ring).then_some(found)
-    };
-    let mut heads: Vec<u64> = entries.keys().copied().collect();
-    heads.sort_by_key(|at| std::cmp::Reverse(entries[at].sequence));
-    let places = heads.into_iter().find_map(way)?;
-    Some(places.iter().map(|at| entries.remove(at).expect("each place once")).collect())
+        let tail = run.last().and_then(|last| run.iter().position(|&place| place == entries[last].tail));
+        let next = if tail.is_some() { at } else { (start + PAGE) % ring };
+        if let Some(tail) = tail {
+            let number = |run: &[u64]| run.last().map(|last| entries[last].sequence);
+            if best.as_ref().is_none_or(|best| number(best) < number(&run)) {
+                best = Some(run.split_off(tail));
+            }
+        }
+        steps += 1;
+        if next <= start || steps > ring / PAGE {
+            break;
+        }
+        start = next;
+    }
+    Some(best?.iter().map(|at| entries.remove(at).expect("each place once")).collect())
 }
 
 /// `base` as it reads once the log at `log` has been replayed.
