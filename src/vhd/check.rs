@@ -20,7 +20,7 @@ use crate::map::BlockMap;
 use crate::mend::CheckSummary;
 use crate::problem::{Fault, Problem, Structure};
 use crate::storage::{Access, Storage};
-use crate::units::{FileOffset, KIB};
+use crate::units::{FileOffset, KIB, SECTOR};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,6 +59,9 @@ impl Vhd {
         let file_size = self.store.len()?;
         let virtual_size = self.virtual_size();
         let Some(sparse) = &self.sparse else {
+            if !self.has_whole_tail() {
+                retract_fields(findings);
+            }
             let trailing_bytes = self.tail_at.saturating_sub(virtual_size);
             let leaked_bytes = trailing_bytes;
             return Ok(CheckSummary { file_size, virtual_size, allocated_blocks: 0, leaked_bytes, trailing_bytes });
@@ -70,11 +73,22 @@ impl Vhd {
             // Where the data ends is not known while entries point to where no block can be.
             findings.retract_repair(|problem| problem.structure == Structure::VhdFooter && is_loss(problem.fault));
         }
+        // A footer that is not written anew is mended only where it has all of its sector.
+        let moves = survey.lost.is_empty() && (self.tail_at == file_size || self.trailing(&survey) > 0);
+        if !moves && !self.has_whole_tail() {
+            retract_fields(findings);
+        }
         blocks::check(self, sparse, deep, findings)?;
         let trailing_bytes = self.unowned_end(sparse, &survey);
         note_leaks(&survey, trailing_bytes, findings);
         let leaked_bytes = survey.gaps.saturating_add(trailing_bytes);
         Ok(CheckSummary { file_size, virtual_size, allocated_blocks: survey.allocated, leaked_bytes, trailing_bytes })
+    }
+
+    /// Whether the footer at the end has a sector of its own, so that a repair can write it in place.
+    pub(super) fn has_whole_tail(&self) -> bool {
+        let end = self.tail_at.checked_add(FOOTER_LEN);
+        self.tail_at.is_multiple_of(SECTOR) && self.store.len().is_ok_and(|len| end.is_some_and(|end| end <= len))
     }
 
     /// Bytes between the data and its footer that are worth giving back.
@@ -117,6 +131,13 @@ fn least_leak(sparse: &Sparse) -> u64 {
 /// Whether a footer with such a fault has to be written anew.
 fn is_loss(fault: Fault) -> bool {
     matches!(fault, Fault::Missing | Fault::Checksum | Fault::Dirty | Fault::Mismatch)
+}
+
+/// Takes back that a repair exists for odd fields of the footers.
+fn retract_fields(findings: &mut Findings) {
+    findings.retract_repair(|problem| {
+        matches!(problem.structure, Structure::VhdFooter | Structure::VhdFooterCopy) && !is_loss(problem.fault)
+    });
 }
 
 /// Notes parts of the file that share bytes. What opening has compared is not compared again.

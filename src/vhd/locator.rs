@@ -141,7 +141,8 @@ fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
-        let escaped = tail.get(..2).filter(|_| first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = tail.get(..2).filter(|two| first == b'%' && two.iter().all(u8::is_ascii_hexdigit));
+        let escaped = digits.and_then(|digits| std::str::from_utf8(digits).ok());
         match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) => {
                 bytes.push(byte);
@@ -241,6 +242,8 @@ mod tests {
         let url = hint(b"MacX", b"file://localhost/a%20b/p%C3%A4.vhd%");
         assert_eq!(url, Some((H::Absolute, "/a b/p\u{e4}.vhd%".to_owned())));
         assert_eq!(hint(b"MacX", b"file://./p.vhd\0"), Some((H::Relative, "./p.vhd".to_owned())));
+        let no_digits = hint(b"MacX", b"file:///p%+1%-1%2.vhd");
+        assert_eq!(no_digits, Some((H::Absolute, "/p%+1%-1%2.vhd".to_owned())), "a sign is no hexadecimal digit");
         assert_eq!(hint(b"MacX", b"http://x/p.vhd"), None);
         assert_eq!(hint(b"W2ru", b""), None);
     }
