@@ -12,6 +12,9 @@ const MIB: u64 = 1 << 20;
 /// Identifier and headers: no descriptor may touch them.
 const UNLOGGED: u64 = 192 << 10;
 
+/// Longer than the largest disk with all of its tables: an entry that reaches further is none.
+const LONGEST: u64 = 65 << 40;
+
 /// The answer to a log that zeroes more than this reader keeps as pages.
 pub const TOO_MANY_ZEROS: &str = "more zeros than this reader keeps";
 const MAX_ZEROS: u64 = 64 * MIB;
@@ -113,7 +116,8 @@ fn read_entry(ring: &[u8], at: u64, log: &LogPlace) -> Option<Entry> {
         && sequence > 0
         && le32(header, 28) == 0
         && id16(header, 32) == log.guid
-        && [48, 56].iter().all(|&field| le64(header, field).is_multiple_of(MIB));
+        && [48, 56].iter().all(|&field| le64(header, field).is_multiple_of(MIB))
+        && le64(header, 56) <= LONGEST;
     if !sound {
         return None;
     }
@@ -142,8 +146,9 @@ fn read_descriptor(
     let is_zero = descriptor.starts_with(b"zero");
     let len = if is_zero { le64(descriptor, 8) } else { PAGE };
     let end = at.checked_add(len)?;
-    let in_log = at < log.offset + log.len && end > log.offset;
-    if le64(descriptor, 24) != sequence || !at.is_multiple_of(PAGE) || at < UNLOGGED || in_log {
+    let in_log = end > at && at < log.offset + log.len && end > log.offset;
+    let out_of_place = at < UNLOGGED || end > LONGEST || in_log;
+    if le64(descriptor, 24) != sequence || !at.is_multiple_of(PAGE) || out_of_place {
         return None;
     }
     if is_zero {

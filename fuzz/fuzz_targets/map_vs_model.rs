@@ -1,0 +1,7 @@
+//! libFuzzer's entry to the body `map_vs_model`.
+//!
+//! Owns: nothing.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| vhdkit_fuzz::body("map_vs_model")(data));
