@@ -274,7 +274,8 @@ proptest! {
 fn of_sequences_that_end_in_one_number_the_one_met_first_counts() {
     let area = area(8);
     for (first, second) in (0..8u64).flat_map(|first| (0..8).map(move |second| (first, second))) {
-        for (lens, tails) in [((3, 1), (0, 0)), ((3, 2), (1, 0)), ((2, 3), (1, 2)), ((3, 3), (2, 1)), ((1, 1), (0, 0))] {
+        for (lens, tails) in [((3, 1), (0, 0)), ((3, 2), (1, 0)), ((2, 3), (1, 2)), ((3, 3), (2, 1)), ((1, 1), (0, 0))]
+        {
             let file = Bytes::new(2 * MIB);
             for (start, len, tail) in [(first, lens.0, tails.0), (second, lens.1, tails.1)] {
                 for number in 0..len {
