@@ -46,14 +46,15 @@ fn ask<T>(question: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     answer.unwrap_or_else(|_| Err("the second reader panicked".to_owned()))
 }
 
-/// A VHD with the footer copy from its start also at its end. The second reader always goes by the end; vhdkit by the
+/// A VHD with the footer copy from its start also behind its end. The second reader always goes by the end; vhdkit by the
 /// copy, and says so, when the footer at the end does not fit the rest of the file and the copy does.
 pub(crate) fn by_copy(file: &MemoryStorage) -> MemoryStorage {
     let mended = file.clone();
     let mut footer = [0; 512];
     let len = file.len().expect("memory has a length");
     file.read_exact_at(&mut footer, 0).expect("a footer copy");
-    mended.write_all_at(&footer, len.next_multiple_of(512) - 512).expect("memory takes writes");
+    // Behind what is there: the file may end in data.
+    mended.write_all_at(&footer, len.next_multiple_of(512)).expect("memory takes writes");
     mended
 }
 
