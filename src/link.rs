@@ -22,8 +22,22 @@ pub enum DiskKind {
 pub enum GrowAs {
     /// Zeros, explicitly, whatever a longer parent holds there.
     Zero,
+    /// Zeros, explicitly, below this offset of the disk (the size of a longer parent, say), and as the parent from there
+    /// on. Formats may round the offset up to a block.
+    ZeroBelow(u64),
     /// As the parent (zeros where there is none, or where it ends earlier).
     Parent,
+}
+
+impl GrowAs {
+    /// The offset up to which the parent must not show.
+    pub(crate) const fn zero_end(self) -> u64 {
+        match self {
+            Self::Zero => u64::MAX,
+            Self::ZeroBelow(end) => end,
+            Self::Parent => 0,
+        }
+    }
 }
 
 /// Who an image is, as its children know it.

@@ -101,8 +101,9 @@ impl Vhd {
         self.store.sync()?;
         self.set_data_end(None);
         self.set_table_size(old_blocks, new_blocks)?;
-        if self.kind() == DiskKind::Differencing && grow == GrowAs::Zero {
-            self.fill_with_zeros(old..size)?;
+        if self.kind() == DiskKind::Differencing {
+            // There is no word for zeros: a sector that must not show the parent has to hold them.
+            self.fill_with_zeros(old..round_up(grow.zero_end(), SECTOR).unwrap_or(size).min(size))?;
         }
         self.store.sync()?;
         self.resized(size)

@@ -1,22 +1,26 @@
-//! Changing metadata items: the link to the parent, and what a merged child hands over to its parent.
+//! Changing metadata items: the link to the parent, what a merged child hands over to its parent, items of others.
 //!
-//! Owns: where new item bytes go in the metadata region, and that the table and the items it names change together.
-//! Must not know: what the links are for; the order of a merge.
+//! Owns: where new item bytes go in the metadata region, that the table and the items it names change together, and
+//! giving a region that is full another place. Must not know: what the links are for; the order of a merge.
 
 use super::image::Vhdx;
 use super::locator::Locator;
 use super::log::PAGE;
 use super::metadata::{Metadata, MetadataItem, encode_table};
 use super::raw::{
-    ITEM_DISK_ID, ITEM_FILE_PARAMETERS, ITEM_IS_REQUIRED, ITEM_IS_VIRTUAL_DISK, ITEM_LOGICAL_SECTOR,
-    ITEM_PARENT_LOCATOR, ITEM_PHYSICAL_SECTOR, ITEM_VIRTUAL_SIZE, MAX_METADATA_ENTRIES, METADATA_TABLE_LEN,
+    ALIGNMENT, ITEM_DISK_ID, ITEM_FILE_PARAMETERS, ITEM_IS_REQUIRED, ITEM_IS_VIRTUAL_DISK, ITEM_LOGICAL_SECTOR,
+    ITEM_PARENT_LOCATOR, ITEM_PHYSICAL_SECTOR, ITEM_VIRTUAL_SIZE, MAX_METADATA_ENTRIES, MAX_METADATA_ITEM_LEN,
+    MAX_METADATA_REGION, MAX_USER_ITEMS, METADATA_TABLE_LEN, REGION_TABLE_AT,
 };
+use super::region::RegionTable;
 use super::session::Seen;
 use super::txn::Transaction;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::guid::Guid;
 use crate::link::NewParent;
+use crate::units::{FileOffset, round_up};
+use std::fmt::Display;
 use std::ops::Range;
 use std::slice;
 
@@ -28,10 +32,28 @@ const TABLE_PAGES: u64 = METADATA_TABLE_LEN as u64 / PAGE + 1;
 const ITEM_ALIGNMENT: u64 = 8;
 
 /// An item as it is to be.
-struct NewItem {
-    id: Guid,
-    flags: u32,
-    bytes: Vec<u8>,
+pub(super) struct NewItem {
+    pub(super) id: Guid,
+    pub(super) flags: u32,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl NewItem {
+    /// Its entry, as yet without a place.
+    fn entry(&self) -> MetadataItem {
+        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        MetadataItem { id: self.id, flags: self.flags, offset: 0, length }
+    }
+}
+
+/// Where new items go in the region as it is.
+struct ItemPlan {
+    /// The table.
+    items: Vec<MetadataItem>,
+    /// The file's bytes for each new item.
+    places: Vec<Range<u64>>,
+    /// Which of them must show together with the table: all of them, or those that are written over old ones.
+    with_table: Vec<bool>,
 }
 
 impl Vhdx {
@@ -122,24 +144,41 @@ impl Vhdx {
     /// Replaces the items that `goes` names by `new`; they show together, with the table.
     ///
     /// A short item is written over the one it replaces. The rest goes to where no item is, before the table if it is too
-    /// much for one transaction.
-    fn replace_items(&mut self, goes: &dyn Fn(&MetadataItem) -> bool, new: &[NewItem]) -> Result<()> {
-        let old = self.metadata.items.clone();
-        let mut items: Vec<MetadataItem> = old.iter().filter(|item| !goes(item)).copied().collect();
-        let mut taken: Vec<Range<u64>> = old.iter().map(span).collect();
+    /// much for one transaction; and when there is no such place left, everything goes to a new region.
+    pub(super) fn replace_items(&mut self, goes: &dyn Fn(&MetadataItem) -> bool, new: &[NewItem]) -> Result<()> {
+        let kept: Vec<MetadataItem> = self.metadata.items.iter().filter(|item| !goes(item)).copied().collect();
+        limits(&kept, new)?;
+        match self.plan_items(goes, kept.clone(), new)? {
+            Some(plan) => self.write_items(&plan, new)?,
+            None => return self.move_metadata(&kept, new),
+        }
+        let metadata = Metadata::read(&*self.storage, self.regions.metadata(), &mut Findings::new())?;
+        self.set_layout(self.regions.clone(), metadata);
+        Ok(())
+    }
+
+    /// Places for `new` beside the items that are `kept`; none when the region is full.
+    fn plan_items(
+        &mut self,
+        goes: &dyn Fn(&MetadataItem) -> bool,
+        kept: Vec<MetadataItem>,
+        new: &[NewItem],
+    ) -> Result<Option<ItemPlan>> {
         let max = self.session()?.max_entry().saturating_sub(TABLE_PAGES.saturating_mul(PAGE));
         let fits = |ranges: &[Range<u64>]| Transaction::new().entry_len_with(ranges, 0) <= max;
-        let (mut over, mut all) = (Vec::new(), Vec::new());
+        let old = &self.metadata.items;
+        let mut taken: Vec<Range<u64>> = old.iter().map(span).collect();
+        let (mut over, mut all, mut items) = (Vec::new(), Vec::new(), kept);
         for item in new {
-            let length = u32::try_from(item.bytes.len()).unwrap_or(u32::MAX);
-            let mut entry = MetadataItem { id: item.id, flags: item.flags, offset: 0, length };
-            if length > 0 {
-                let room = old.iter().find(|one| goes(one) && key(one) == key(&entry) && one.length >= length);
+            let mut entry = item.entry();
+            if entry.length > 0 {
+                let room = old.iter().find(|one| goes(one) && key(one) == key(&entry) && one.length >= entry.length);
                 entry.offset = room.map_or(0, |room| room.offset);
                 over.push(self.bytes_of(&entry));
                 if room.is_none() || !fits(&over) {
                     over.pop();
-                    entry.offset = self.gap(&mut taken, length)?;
+                    let Some(offset) = self.gap(&mut taken, entry.length) else { return Ok(None) };
+                    entry.offset = offset;
                 }
                 all.push(self.bytes_of(&entry));
             } else {
@@ -147,22 +186,84 @@ impl Vhdx {
             }
             items.push(entry);
         }
-        if items.len() > usize::from(MAX_METADATA_ENTRIES) {
-            return Err(Error::new(ErrorKind::Unsupported, "more metadata items than a VHDX can hold"));
-        }
         let at_once = fits(&all);
-        let (with_table, before): (Vec<_>, Vec<_>) =
-            all.iter().zip(new).partition(|(range, _)| at_once || over.contains(range));
+        let with_table = all.iter().map(|range| at_once || over.contains(range)).collect();
+        Ok(Some(ItemPlan { items, places: all, with_table }))
+    }
+
+    fn write_items(&mut self, plan: &ItemPlan, new: &[NewItem]) -> Result<()> {
+        let each = || plan.places.iter().zip(new).zip(&plan.with_table);
+        let before: Vec<_> = each().filter(|(_, last)| !**last).map(|(item, _)| item).collect();
         // The pages of one transaction are read after the other is in place: they may share some.
         self.write_loose(&before)?;
         let mut last = Transaction::new();
-        for (range, item) in with_table {
+        for ((range, item), _) in each().filter(|(_, last)| **last) {
             last.write(&self.pages, range.start, &item.bytes)?;
         }
-        self.write_changed(&mut last, self.metadata.at.get(), &encode_table(&items))?;
-        self.commit(&last, &mut Vec::new())?;
-        let metadata = Metadata::read(&*self.storage, self.regions.metadata(), &mut Findings::new())?;
-        self.set_layout(self.regions.clone(), metadata);
+        self.write_changed(&mut last, self.metadata.at.get(), &encode_table(&plan.items))?;
+        self.commit(&last, &mut Vec::new())
+    }
+
+    /// Gives the metadata another region, with room for the items that are `kept` and for `new`. It is written and durable
+    /// before both region tables name it, in one transaction.
+    fn move_metadata(&mut self, kept: &[MetadataItem], new: &[NewItem]) -> Result<()> {
+        let mut items = Vec::with_capacity(kept.len().saturating_add(new.len()));
+        let mut end = METADATA_TABLE_LEN as u64;
+        for mut item in kept.iter().copied().chain(new.iter().map(NewItem::entry)) {
+            if item.length > 0 {
+                let start = end.checked_next_multiple_of(ITEM_ALIGNMENT).unwrap_or(u64::MAX);
+                item.offset = u32::try_from(start).unwrap_or(u32::MAX);
+                end = start.saturating_add(u64::from(item.length));
+            }
+            items.push(item);
+        }
+        let len = round_up(end, ALIGNMENT).unwrap_or(u64::MAX);
+        if len > MAX_METADATA_REGION {
+            return Err(full(format_args!("{end} bytes of metadata, at most {MAX_METADATA_REGION} have room")));
+        }
+        let range = self.take_zeroed(len)?;
+        let filled = self.fill_region(&range, (kept, new), &items).and_then(|()| self.settle());
+        self.pages.forget(&range);
+        let old = self.regions.metadata().range();
+        let regions = self.regions.with_metadata(&range);
+        let read = filled.and_then(|()| Metadata::read(&*self.storage, regions.metadata(), &mut Findings::new()));
+        let metadata = read.inspect_err(|_| {
+            let _ = self.space().map(|space| space.release(&range));
+        })?;
+        self.move_regions(regions, metadata, old)
+    }
+
+    /// Writes the table and the items where nothing is named yet.
+    fn fill_region(
+        &self,
+        region: &Range<u64>,
+        (kept, new): (&[MetadataItem], &[NewItem]),
+        items: &[MetadataItem],
+    ) -> Result<()> {
+        let write = |bytes: &[u8], offset: u64| {
+            let at = region.start.saturating_add(offset);
+            let failed = |error| Error::io("move the metadata", error).with_offset(FileOffset(at));
+            self.storage.write_all_at(bytes, at).map_err(failed)
+        };
+        let (first, second) = items.split_at_checked(kept.len()).unwrap_or((items, &[]));
+        for (item, old) in first.iter().zip(kept) {
+            write(&self.metadata.read_item(&*self.storage, old)?, u64::from(item.offset))?;
+        }
+        for (item, new) in second.iter().zip(new) {
+            write(&new.bytes, u64::from(item.offset))?;
+        }
+        write(&encode_table(items), 0)
+    }
+
+    /// Makes `regions` the ones in force, both tables at once. What lay in `old` is copied and durable elsewhere.
+    pub(super) fn move_regions(&mut self, regions: RegionTable, metadata: Metadata, old: Range<u64>) -> Result<()> {
+        let bytes = regions.encode();
+        let mut move_it = Transaction::new();
+        for at in REGION_TABLE_AT {
+            self.write_changed(&mut move_it, at, &bytes)?;
+        }
+        self.commit(&move_it, &mut vec![old])?;
+        self.set_layout(regions, metadata);
         Ok(())
     }
 
@@ -172,8 +273,8 @@ impl Vhdx {
         start..start.saturating_add(u64::from(item.length))
     }
 
-    /// Offset in the region of `length` bytes that no item uses; they are added to `taken`.
-    fn gap(&self, taken: &mut Vec<Range<u64>>, length: u32) -> Result<u32> {
+    /// Offset in the region of `length` bytes that no item uses; they are added to `taken`. None when there is no room.
+    fn gap(&self, taken: &mut Vec<Range<u64>>, length: u32) -> Option<u32> {
         taken.sort_by_key(|range| range.start);
         let length = u64::from(length);
         let mut start = METADATA_TABLE_LEN as u64;
@@ -184,15 +285,11 @@ impl Vhdx {
             start = start.max(range.end).checked_next_multiple_of(ITEM_ALIGNMENT).unwrap_or(u64::MAX);
         }
         let end = start.saturating_add(length);
-        let full = || {
-            Error::new(ErrorKind::Unsupported, "the image's metadata region is full")
-                .with_hint("convert the image to a new file")
-        };
         if end > u64::from(self.metadata.length) {
-            return Err(full());
+            return None;
         }
         taken.push(start..end);
-        u32::try_from(start).map_err(|_| full())
+        u32::try_from(start).ok()
     }
 
     /// Writes items that nothing names yet, in as many transactions as it takes.
@@ -223,6 +320,32 @@ impl Vhdx {
         }
         Ok(())
     }
+}
+
+/// What the format, and the software that shares these files, put up with ([MS-VHDX] 2.6.1).
+fn limits(kept: &[MetadataItem], new: &[NewItem]) -> Result<()> {
+    let all = || kept.iter().copied().chain(new.iter().map(NewItem::entry));
+    let users = all().filter(MetadataItem::is_user).count();
+    let count = all().count();
+    if users > MAX_USER_ITEMS {
+        return Err(full(format_args!("{users} items of users, at most {MAX_USER_ITEMS} have room")));
+    }
+    if count > usize::from(MAX_METADATA_ENTRIES) {
+        return Err(full(format_args!("{count} metadata items, at most {MAX_METADATA_ENTRIES} have room")));
+    }
+    match all().find(|item| item.length > MAX_METADATA_ITEM_LEN) {
+        Some(item) => {
+            let message = format_args!("an item of {} bytes; the longest are {MAX_METADATA_ITEM_LEN}", item.length);
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn full(message: impl Display) -> Error {
+    Error::new(ErrorKind::Unsupported, message)
+        .with_windows_name("ERROR_VHD_METADATA_FULL")
+        .with_hint("delete items that nobody needs: `vhdkit metadata list` shows them")
 }
 
 /// Items are named by id and by whose they are.

@@ -20,7 +20,8 @@
 //! | `survey` | what every entry of the table breaks, and who owns which MiB |
 //! | `check`, `repair` | the rules that take reading every map; what would mend a file |
 //! | `salvage` | making up what a damaged file lacks, to read what is left |
-//! | `edit`, `resize` | metadata items, the virtual size |
+//! | `items`, `edit` | what may be changed in the metadata; where its bytes go |
+//! | `resize` | the virtual size |
 
 #![deny(
     clippy::indexing_slicing,
@@ -38,6 +39,7 @@ mod edit;
 mod extents;
 mod header;
 mod image;
+mod items;
 mod locator;
 mod log;
 mod metadata;
@@ -55,6 +57,7 @@ mod write;
 
 pub use create::VhdxCreate;
 pub use image::Vhdx;
+pub use items::MetadataEntry;
 
 use crate::error::{Error, Result};
 use crate::finding::Findings;

@@ -60,6 +60,10 @@ pub(crate) const MAX_REGIONS: u32 = 2047;
 pub(crate) const MAX_METADATA_ENTRIES: u16 = 2047;
 /// [MS-VHDX] 2.6.1.2.
 pub(crate) const MAX_METADATA_ITEM_LEN: u32 = 1 << 20;
+/// [MS-VHDX] 2.6.1.1: entries of users.
+pub(crate) const MAX_USER_ITEMS: usize = 1024;
+/// The longest metadata region other readers open (the format has no limit of its own).
+pub(crate) const MAX_METADATA_REGION: u64 = 128 * MIB;
 /// A log longer than this is taken for damage: Windows writes 1 MiB, and finding the active sequence reads all of it.
 pub(crate) const MAX_LOG_LEN: u32 = 1 << 30;
 /// [MS-VHDX] 2.6.2.1.

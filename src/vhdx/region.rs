@@ -108,15 +108,24 @@ impl RegionTable {
     }
 
     /// The same table with the BAT at another place. `range` is aligned and shorter than 4 GiB.
-    pub(crate) fn with_bat(&self, range: Range<u64>) -> Self {
+    pub(crate) fn with_bat(&self, range: &Range<u64>) -> Self {
         let mut table = self.clone();
-        table.bat.offset = range.start;
-        table.bat.length = u32::try_from(range.end.saturating_sub(range.start)).unwrap_or(u32::MAX);
-        let bat = table.bat;
-        if let Some(region) = table.all.iter_mut().find(|region| region.id == REGION_BAT) {
-            *region = bat;
-        }
+        table.bat = table.moved(REGION_BAT, range).unwrap_or(table.bat);
         table
+    }
+
+    /// The same table with the metadata at another place. `range` is aligned and shorter than 4 GiB.
+    pub(crate) fn with_metadata(&self, range: &Range<u64>) -> Self {
+        let mut table = self.clone();
+        table.metadata = table.moved(REGION_METADATA, range).unwrap_or(table.metadata);
+        table
+    }
+
+    fn moved(&mut self, id: Guid, range: &Range<u64>) -> Option<Region> {
+        let region = self.all.iter_mut().find(|region| region.id == id)?;
+        region.offset = range.start;
+        region.length = u32::try_from(range.end.saturating_sub(range.start)).unwrap_or(u32::MAX);
+        Some(*region)
     }
 
     /// The 64 KiB of one copy, checksum included.

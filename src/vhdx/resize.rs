@@ -12,7 +12,7 @@ mod table;
 use super::bat::{Geometry, PayloadEntry, PayloadState};
 use super::image::Vhdx;
 use super::metadata::{DiskMetadata, Metadata};
-use super::raw::{BAT_ENTRY_LEN, ITEM_VIRTUAL_SIZE, REGION_TABLE_AT};
+use super::raw::{BAT_ENTRY_LEN, ITEM_VIRTUAL_SIZE};
 use super::session::Seen;
 use super::txn::Transaction;
 use super::write::{Bits, Change};
@@ -77,7 +77,7 @@ impl Vhdx {
         self.clear_table(first, &old, &Geometry::new(&disk))?;
         self.take_size(disk);
         self.close_last_block()?;
-        self.settle()
+        self.cut_tail()
     }
 
     /// Clears what an interrupted [`shrink`](Self::shrink) left past the end. Nobody can see it, so no id changes.
@@ -152,7 +152,8 @@ impl Vhdx {
         let start = block.saturating_mul(new.block_size);
         let tail = inside..new.virtual_size.saturating_sub(start).min(new.block_size);
         let entry = self.payload_entry(block)?;
-        let to_parent = self.geometry.differencing && grow_as == GrowAs::Parent;
+        let zero = grow_as.zero_end() > self.geometry.virtual_size;
+        let to_parent = self.geometry.differencing && !zero;
         match entry.state {
             PayloadState::FullyPresent if to_parent => {
                 self.change_bits((block, entry), vec![self.sectors(&(0..inside))], Vec::new())
@@ -165,9 +166,7 @@ impl Vhdx {
                 let bits = Bits { clear: None, set: vec![self.sectors(&tail)] };
                 self.install_one(Change { bits, ..change }, Vec::new())
             }
-            PayloadState::NotPresent if self.geometry.differencing && grow_as == GrowAs::Zero => {
-                self.partial_zeros((block, entry), tail)
-            }
+            PayloadState::NotPresent if self.geometry.differencing && zero => self.partial_zeros((block, entry), tail),
             PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped if to_parent => {
                 self.partial_zeros((block, entry), 0..inside)
             }
@@ -238,15 +237,7 @@ impl Vhdx {
         let copied = self.copy_file(&old, range.start).and_then(|()| self.settle());
         self.pages.forget(&range);
         copied?;
-        let regions = self.regions.with_bat(range);
-        let bytes = regions.encode();
-        let mut move_it = Transaction::new();
-        for at in REGION_TABLE_AT {
-            self.write_changed(&mut move_it, at, &bytes)?;
-        }
-        self.commit(&move_it, &mut vec![old])?;
-        self.set_layout(regions, self.metadata.clone());
-        Ok(())
+        self.move_regions(self.regions.with_bat(&range), self.metadata.clone(), old)
     }
 
     /// Copies what is not a hole of `from` to `to`, where zeros are.

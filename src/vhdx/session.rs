@@ -198,6 +198,23 @@ impl Vhdx {
         Ok(())
     }
 
+    /// Ends the file behind the last thing in it. The log is emptied first: until the next change nothing refers to what
+    /// is cut off, and there is no entry that could bring it back.
+    pub(super) fn cut_tail(&mut self) -> Result<()> {
+        let (_, end) = self.space()?.unowned();
+        if self.file_len()? <= end {
+            return Ok(());
+        }
+        self.end_session()?;
+        let failed = |error| Error::io("shorten the file", error).with_offset(FileOffset(end));
+        self.storage.set_len(end).map_err(failed)?;
+        // Space that is given out again past the new end is taken for zeros.
+        self.storage.sync().map_err(failed)?;
+        self.pages.forget(&(end..u64::MAX));
+        self.writer.space = None;
+        Ok(())
+    }
+
     /// Zeroes `range` of the file.
     pub(super) fn zero_file(&self, range: Range<u64>) -> Result<()> {
         let start = FileOffset(range.start);

@@ -253,12 +253,16 @@ fn given_up_reservations() {
 
 #[test]
 fn growing_inside_the_table() {
-    for grow in [GrowAs::Zero, GrowAs::Parent] {
+    for grow in [GrowAs::Zero, GrowAs::ZeroBelow(70 << 10), GrowAs::Parent] {
         for kind in [DiskKind::Dynamic, DiskKind::Differencing] {
             let steps: [Step; 2] = match grow {
                 GrowAs::Zero => [
                     |vhd| vhd.set_virtual_size((64 << 10) + 2560, GrowAs::Zero),
                     |vhd| vhd.set_virtual_size(90 << 10, GrowAs::Zero),
+                ],
+                GrowAs::ZeroBelow(_) => [
+                    |vhd| vhd.set_virtual_size((64 << 10) + 2560, GrowAs::ZeroBelow(70 << 10)),
+                    |vhd| vhd.set_virtual_size(90 << 10, GrowAs::ZeroBelow(70 << 10)),
                 ],
                 GrowAs::Parent => [
                     |vhd| vhd.set_virtual_size((64 << 10) + 2560, GrowAs::Parent),

@@ -2,7 +2,7 @@
 
 use super::{memory, new_parent, open};
 use crate::link::{DiskKind, GrowAs, ImageId};
-use crate::map::{BlockMap, BlockSink, Content, Want};
+use crate::map::{BlockMap, BlockSink, Content, Source, Want};
 use crate::storage::{Access, MemoryStorage, Storage};
 use crate::support::{Report, SpecDisk};
 use crate::vhd::{Vhd, VhdCreate};
@@ -381,6 +381,22 @@ fn a_table_over_the_header_is_not_written() {
     let refused = vhd.unwrap().reserve(vec![super::data(0..512)]).unwrap_err();
     assert_eq!(refused.kind(), crate::error::ErrorKind::Refused);
     assert_eq!(storage.to_bytes().unwrap(), bytes);
+}
+
+/// Zeros are stored only where a longer parent would show; past its end nothing shows anyway.
+#[test]
+fn zeros_below_an_offset_take_space_below_it_only() {
+    let mut run = Run::new(DiskKind::Differencing, 4096, 20);
+    run.vhd().set_virtual_size(200 * 512, GrowAs::ZeroBelow(33 * 512 - 7)).unwrap();
+    let absent = run.vhd().extent_at(0, 20 * 512).unwrap();
+    assert_eq!((absent.len, absent.source), (20 * 512, Source::Absent));
+    for sector in 20..33 {
+        assert!(matches!(run.vhd().extent_at(sector * 512, 512).unwrap().source, Source::Data(_)), "sector {sector}");
+    }
+    let rest = run.vhd().extent_at(33 * 512, u64::MAX).unwrap();
+    assert_eq!((rest.len, rest.source), (167 * 512, Source::Absent));
+    assert_eq!(run.vhd().allocated_blocks().unwrap(), 3);
+    run.judge();
 }
 
 /// Other producers leave anything in the last block past the end of the disk, and in entries past it.

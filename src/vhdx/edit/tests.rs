@@ -118,18 +118,37 @@ impl Vhdx {
     }
 }
 
+/// 1.4 MB of items in a region of 1 MiB: it moves, and everything in it.
 #[test]
-fn items_that_do_not_fit_change_nothing() {
-    let storage = memory();
-    let mut target = create(&storage, 2 * MIB, DiskKind::Dynamic, 512);
-    let id = target.disk_id();
+fn a_region_that_is_full_gets_another_place() {
+    let file = Arc::new(MemoryStorage::new());
+    let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
+    let mut target = create(&storage, 2 * MIB, DiskKind::Differencing, 512);
+    let link = target.parent_link();
     let mut source = create(&memory(), 2 * MIB, DiskKind::Dynamic, 512);
     add(&mut source, &[user_item(1, ITEM_IS_VIRTUAL_DISK, 900_000)]);
-    add(&mut target, &[user_item(2, 0, 500_000)]);
-    assert_eq!(target.replace_disk_metadata_from(&source).unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(target.disk_id(), id);
-    target.close().unwrap();
-    assert_eq!(open(&storage, Access::Read).disk_id(), id);
+    add(&mut target, &[user_item(2, 0, 500_000), user_item(3, 0, 0)]);
+    let before = target.regions.metadata().range();
+    target.replace_disk_metadata_from(&source).unwrap();
+    for image in [open(&storage, Access::Read), target] {
+        assert_eq!(image.regions.metadata().length, 2 << 20);
+        assert_ne!(image.regions.metadata().offset, before.start);
+        assert_eq!((image.disk_id(), image.parent_link()), (source.disk_id(), link.clone()));
+        assert_eq!(users_item(&image, 1), Some(vec![1; 900_000]));
+        assert_eq!(users_item(&image, 2), Some(vec![2; 500_000]));
+        assert_eq!(users_item(&image, 3), Some(Vec::new()));
+        drop(image);
+    }
+    let mut image = open(&storage, Access::Write);
+    write(&mut image, vec![data(0..512)], 9);
+    assert!(before.contains(&image.payload_entry(0).unwrap().offset.get()), "the old region's space is used again");
+    image.close().unwrap();
+    Report::vhdx(&file.to_bytes().unwrap()).assert_clean("a moved metadata region");
+}
+
+#[test]
+fn items_of_another_sector_size_are_not_taken_over() {
+    let source = create(&memory(), 2 * MIB, DiskKind::Dynamic, 512);
     let mut other = create(&memory(), 2 * MIB, DiskKind::Dynamic, 4096);
     assert_eq!(other.replace_disk_metadata_from(&source).unwrap_err().kind(), ErrorKind::InvalidInput);
 }

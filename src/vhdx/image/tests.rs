@@ -176,7 +176,7 @@ fn table_region_shorter_than_the_disk_needs_is_refused() {
     // 300 000 blocks need a table of 2.3 MiB; the region is cut to 2 MiB.
     let storage = created(&VhdxCreate::new(300_000 * MIB).block_size(1 << 20));
     let image = open(&storage, Access::Read).0.unwrap();
-    let cut = image.regions.with_bat(3 * MIB..5 * MIB).encode();
+    let cut = image.regions.with_bat(&(3 * MIB..5 * MIB)).encode();
     drop(image);
     for at in crate::vhdx::raw::REGION_TABLE_AT {
         storage.write_all_at(&cut, at).unwrap();

@@ -75,7 +75,7 @@ fn either_copy_will_do_and_the_first_wins() {
     }
     assert_eq!(read(&bad, &bad).0.unwrap_err().kind(), ErrorKind::Corrupt);
 
-    let other = table().with_bat(8 * MIB..9 * MIB).encode();
+    let other = table().with_bat(&(8 * MIB..9 * MIB)).encode();
     let (read, findings) = read(&good, &other);
     assert_eq!(read.unwrap(), table());
     assert_eq!(findings.list()[0].problem.fault, Fault::Mismatch);
@@ -83,7 +83,7 @@ fn either_copy_will_do_and_the_first_wins() {
 
 #[test]
 fn moved_bat_is_moved_in_the_bytes() {
-    let moved = table().with_bat(8 * MIB..10 * MIB);
+    let moved = table().with_bat(&(8 * MIB..10 * MIB));
     assert_eq!((moved.bat().offset, moved.bat().length), (8 * MIB, 2 << 20));
     let storage = file(&moved.encode(), &moved.encode());
     storage.set_len(10 * MIB).unwrap();

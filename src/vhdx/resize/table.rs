@@ -29,7 +29,11 @@ impl Vhdx {
         let old = self.geometry;
         let kind = self.kind();
         // Absent is what zero bytes mean, and holes of the file have those.
-        let zeros = kind == DiskKind::Dynamic || (kind == DiskKind::Differencing && grow_as == GrowAs::Parent);
+        let absent = |block: u64| match kind {
+            DiskKind::Fixed => false,
+            DiskKind::Dynamic => true,
+            DiskKind::Differencing => block.saturating_mul(new.block_size) >= grow_as.zero_end(),
+        };
         let mut transaction = Transaction::new();
         for page in in_pages(&past(&old, new.entries())) {
             let before = self.entries_of(&page)?;
@@ -37,7 +41,7 @@ impl Vhdx {
             for (index, raw) in page.clone().zip(&before) {
                 after.push(match new.slot(index) {
                     Slot::Bitmap(chunk) if new.differencing && chunk < old.chunks() => *raw,
-                    Slot::Payload(block) if block < new.blocks() && !zeros => self.new_block(kind)?.encode(),
+                    Slot::Payload(block) if block < new.blocks() && !absent(block) => self.new_block(kind)?.encode(),
                     _ => 0,
                 });
             }

@@ -30,7 +30,8 @@ enum Act {
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let size = prop_oneof![3 => 1u64..8 * 2048, 1 => (1u64..8).prop_map(|block| block * 2048)];
-    let grow_as = prop_oneof![Just(GrowAs::Zero), Just(GrowAs::Parent)];
+    // A parent of 6 MiB, as the test has it.
+    let grow_as = prop_oneof![Just(GrowAs::Zero), Just(GrowAs::ZeroBelow(6 * MIB)), Just(GrowAs::Parent)];
     let len = prop_oneof![2 => 1u64..64, 1 => 1u64..5000, 1 => Just(1 << 20)];
     let act = prop_oneof![
         3 => (0u64..8 * 2048, len, prop::bool::weighted(0.3), any::<u8>())
@@ -74,7 +75,7 @@ fn run(kind: DiskKind, sector: u32, acts: Vec<Act>) {
                 want.truncate(to);
                 match grow_as {
                     GrowAs::Parent => want.extend(of_parent(from.min(to), to)),
-                    GrowAs::Zero => want.resize(to, 0),
+                    GrowAs::Zero | GrowAs::ZeroBelow(_) => want.resize(to, 0),
                 }
             }
             Act::Reopen => {
