@@ -262,6 +262,30 @@ impl Image {
         }
     }
 
+    /// Makes a differencing image name its parent by the id that has now; its paths stay. Durable on return; after a crash
+    /// the old id stands or the new one.
+    ///
+    /// # Errors
+    /// As [`set_parent`](Self::set_parent).
+    pub fn follow_parent(&mut self, id: ImageId) -> Result<()> {
+        match (self, id) {
+            (Self::Vhd(image), ImageId::Vhd(id)) => image.follow_parent(id),
+            (Self::Vhdx(image), ImageId::Vhdx(id)) => image.follow_parent(id),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "the parent is of another format")),
+        }
+    }
+
+    /// Ends what a later opening of the same storage could not know of, without closing the image.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        match self {
+            Self::Vhdx(image) => image.end_session(),
+            Self::Vhd(_) | Self::Raw(_) => Ok(()),
+        }
+    }
+
     /// Ends a writing session cleanly: everything durable, the log empty, the footer in place.
     ///
     /// # Errors

@@ -124,6 +124,8 @@ impl Layer {
 
     /// Opens the image anew for `access`, over the storage it has.
     pub(crate) fn reopen(&mut self, access: Access) -> Result<()> {
+        // Two writers of one file do not know of each other, and the old one lives until the new one is there.
+        self.image.finish().map_err(|error| self.blame(error))?;
         let mut findings = Findings::new();
         let storage = Arc::clone(&self.storage);
         let image = match &self.image {

@@ -2,7 +2,7 @@
 //!
 //! Owns: the report of `check`, and the rules between a child and its parent. Must not know: the rules inside a file.
 
-use super::merge::siblings;
+use super::children;
 use crate::chain::{Chain, ChainOptions, Layer};
 use crate::error::{Error, Result};
 use crate::finding::{Finding, Findings, Severity};
@@ -220,5 +220,5 @@ fn compare(child: &Layer, parent: &Layer, report: &mut CheckReport) {
 fn siblings_of(report: &CheckReport, ids: &[ImageId]) -> Vec<PathBuf> {
     let own: BTreeSet<PathBuf> =
         report.files.iter().filter_map(|file| std::fs::canonicalize(&file.path).ok()).collect();
-    siblings::beside(ids, &own)
+    children::find(ids, &own, &[]).unwrap_or_default()
 }

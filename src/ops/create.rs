@@ -150,7 +150,11 @@ pub(super) fn make(
             if let Some(link) = link {
                 create = create.parent(link);
             }
-            Ok(Image::Vhdx(Box::new(Vhdx::create(storage, &create)?)))
+            let mut image = Vhdx::create(storage, &create)?;
+            if let Some(Image::Vhdx(parent)) = parent.map(|parent| parent.leaf().image()) {
+                image.copy_disk_items_of(parent)?;
+            }
+            Ok(Image::Vhdx(Box::new(image)))
         }
         Format::Raw => {
             no_sector_options(options)?;

@@ -3,8 +3,10 @@
 //! Owns: the plans: what to read, where to put it, what to publish, in which order. Must not know: how a format stores
 //! a block (the maps do), how bytes are moved (the copier does), how a person sees it (the program does).
 
+mod change;
 mod check;
 mod compare;
+mod children;
 mod convert;
 mod create;
 mod forest;
@@ -24,8 +26,10 @@ mod rescue;
 mod session;
 mod stream;
 mod strips;
+mod snapshot;
 mod transfer;
 
+pub use change::{SetChange, SetOptions, SetReport, metadata_item, metadata_items, set, set_image};
 pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
 pub use compare::{CompareOptions, CompareReport, DifferingRange, MAX_DIFFERING_RANGES, compare};
 pub use convert::{ConvertOptions, ConvertReport, convert, convert_stream};
@@ -53,3 +57,4 @@ pub use session::{
 };
 pub use stream::{write_range, write_raw, write_raw_part};
 pub use strips::{Cell, MAX_COLUMNS, MergeStrip, Strip, StripOptions, Strips, strips};
+pub use snapshot::{SnapshotOptions, SnapshotReport, snapshot};

@@ -210,6 +210,15 @@ impl Header {
         Self { raw }
     }
 
+    /// The same header, naming the same parent by another id. Only its first sector differs.
+    #[must_use]
+    pub(super) fn with_parent_id(&self, id: [u8; 16]) -> Self {
+        let mut raw = self.raw;
+        raw.parent_unique_id = id;
+        raw.seal();
+        Self { raw }
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         self.raw.as_bytes()
     }

@@ -12,7 +12,7 @@ use super::create::{vhd_id, write_areas};
 use super::header::Header;
 use super::image::Vhd;
 use super::locator::{self, Locators};
-use super::raw::{HEADER_LEN, Site};
+use super::raw::{HEADER_LEN, SECTOR_BYTES, Site};
 use super::space::FILE_UNIT;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
@@ -56,6 +56,34 @@ impl Vhd {
         self.store.write("the dynamic header", header.bytes(), home)?;
         self.store.sync()?;
         self.move_header(&header, home)
+    }
+
+    /// Names the same parent by the unique id it has now; its paths stay. Durable on return.
+    ///
+    /// Id and checksum lie in the header's first sector, which is written in one piece: a crash leaves the old id or the
+    /// new one.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the image is not differencing or the id is all zeros; `ReadOnly`; `Refused` with a saved state;
+    /// what the storage answers.
+    pub fn follow_parent(&mut self, id: [u8; 16]) -> Result<()> {
+        if self.kind() != DiskKind::Differencing {
+            return Err(Error::new(ErrorKind::InvalidInput, "only a differencing disk has a parent"));
+        }
+        if id == [0; 16] {
+            return Err(Error::new(ErrorKind::InvalidInput, "a null id names no parent"));
+        }
+        self.require_writable()?;
+        let Some(sparse) = &mut self.sparse else { return Ok(()) };
+        if sparse.header.parent_id() == id {
+            return Ok(());
+        }
+        let header = sparse.header.with_parent_id(id);
+        let first_sector = header.bytes().get(..SECTOR_BYTES).unwrap_or_default();
+        self.store.write("the dynamic header", first_sector, sparse.header_at)?;
+        self.store.sync()?;
+        sparse.header = header;
+        Ok(())
     }
 
     /// Leads both footers to `header`, which is durable at `at`.

@@ -85,6 +85,32 @@ impl Vhdx {
         self.set_locator(&locator)
     }
 
+    /// Names the same parent by the id it has now; its paths stay, a second linkage goes. Durable on return, and all of it
+    /// at once.
+    ///
+    /// # Errors
+    /// As [`set_linkage2`](Self::set_linkage2).
+    pub fn follow_parent(&mut self, id: Guid) -> Result<()> {
+        let mut locator = self.parent_locator()?;
+        locator.follow(id);
+        self.set_locator(&locator)
+    }
+
+    /// Copies the items that belong to the virtual disk from `parent`, over which this image was just made: users' items
+    /// flagged so, and the format's that this image has not. All at once, and durable on return.
+    ///
+    /// # Errors
+    /// As [`replace_disk_metadata_from`](Self::replace_disk_metadata_from).
+    pub(crate) fn copy_disk_items_of(&mut self, parent: &Self) -> Result<()> {
+        let mut items = parent.disk_items()?;
+        items.retain(|item| self.metadata.item(item.id, item.entry().is_user()).is_none());
+        if items.is_empty() {
+            return Ok(());
+        }
+        self.begin(Seen::ByGuest)?;
+        self.replace_items(&|_| false, &items)
+    }
+
     /// Takes over what belongs to the virtual disk from `other`: disk id, physical sector size, and every item flagged
     /// so, users' too; this image's own such items go. The virtual size stays (see
     /// [`set_virtual_size`](Self::set_virtual_size)), as do the block size and this image's own parent. All at once, and

@@ -76,15 +76,25 @@ impl Vhdx {
     }
 
     /// Whether [`set_metadata_item`](Self::set_metadata_item) or, without `bytes`,
-    /// [`delete_metadata_item`](Self::delete_metadata_item) would give the file a new DataWriteGuid, so that its children
-    /// no longer accepted it.
+    /// [`delete_metadata_item`](Self::delete_metadata_item) would change anything.
+    ///
+    /// # Errors
+    /// As [`metadata_item`](Self::metadata_item).
+    pub(crate) fn would_change_item(&self, id: Guid, bytes: Option<&[u8]>, virtual_disk: bool) -> Result<bool> {
+        let flags = ITEM_IS_USER | if virtual_disk { ITEM_IS_VIRTUAL_DISK } else { 0 };
+        let Some(item) = self.metadata.item(id, true) else { return Ok(bytes.is_some()) };
+        let Some(bytes) = bytes.filter(|bytes| bytes.len() as u64 == u64::from(item.length)) else { return Ok(true) };
+        Ok(item.flags != flags || self.metadata.read_item(&*self.storage, item)? != bytes)
+    }
+
+    /// Whether that would give the file a new DataWriteGuid, so that its children no longer accepted it.
     ///
     /// # Errors
     /// As [`metadata_item`](Self::metadata_item).
     pub(crate) fn is_seen_by_children(&self, id: Guid, bytes: Option<&[u8]>, virtual_disk: bool) -> Result<bool> {
         let old = self.metadata.item(id, true);
         let was = old.is_some_and(|item| item.flags & ITEM_IS_VIRTUAL_DISK != 0);
-        Ok((was || (virtual_disk && bytes.is_some())) && !self.is_already(id, bytes, virtual_disk)?)
+        Ok((was || (virtual_disk && bytes.is_some())) && self.would_change_item(id, bytes, virtual_disk)?)
     }
 
     /// Gives a user's item these bytes, or makes it; `virtual_disk` says whether it belongs to the disk's contents.
@@ -97,7 +107,7 @@ impl Vhdx {
     /// 128 MiB hold; `ReadOnly`; what the storage answers, and then the old or the new item is in force.
     pub fn set_metadata_item(&mut self, id: Guid, bytes: &[u8], virtual_disk: bool) -> Result<()> {
         self.require_writable()?;
-        if self.is_already(id, Some(bytes), virtual_disk)? {
+        if !self.would_change_item(id, Some(bytes), virtual_disk)? {
             return Ok(());
         }
         let seen = self.is_seen_by_children(id, Some(bytes), virtual_disk)?;
@@ -122,23 +132,13 @@ impl Vhdx {
         Ok(true)
     }
 
-    fn is_already(&self, id: Guid, bytes: Option<&[u8]>, virtual_disk: bool) -> Result<bool> {
-        let flags = ITEM_IS_USER | if virtual_disk { ITEM_IS_VIRTUAL_DISK } else { 0 };
-        let Some(item) = self.metadata.item(id, true) else { return Ok(bytes.is_none()) };
-        let Some(bytes) = bytes.filter(|bytes| bytes.len() as u64 == u64::from(item.length)) else { return Ok(false) };
-        Ok(item.flags == flags && self.metadata.read_item(&*self.storage, item)? == bytes)
-    }
-
     /// Gives the virtual disk another id ("page 83 data", [MS-VHDX] 2.6.2.3), by which the machine that uses it tells it
     /// from others. Durable on return. The file gets a new DataWriteGuid: children no longer accept it.
     ///
     /// # Errors
     /// `InvalidInput` for a nil id; `ReadOnly`; what the storage answers, and then the old or the new id is in force.
     pub fn set_disk_id(&mut self, id: Guid) -> Result<()> {
-        if id.is_nil() {
-            return Err(Error::new(ErrorKind::InvalidInput, "a virtual disk id must not be all zeros"));
-        }
-        self.set_disk_item(DiskMetadata { disk_id: id, ..self.metadata.disk }, ITEM_DISK_ID)
+        self.set_identity(Some(id), None)
     }
 
     /// Says that the disk's physical sectors have `bytes` bytes: 512 or 4096, at least a logical sector. As
@@ -148,31 +148,66 @@ impl Vhdx {
     /// `InvalidInput` for any other size; `ReadOnly`; what the storage answers, and then the old or the new size is in
     /// force.
     pub fn set_physical_sector_size(&mut self, bytes: u32) -> Result<()> {
-        let disk = DiskMetadata { physical_sector: bytes, ..self.metadata.disk };
+        self.set_identity(None, Some(bytes))
+    }
+
+    /// Both of the above at once.
+    pub(crate) fn set_identity(&mut self, disk_id: Option<Guid>, physical_sector: Option<u32>) -> Result<()> {
+        self.require_writable()?;
+        let old = self.metadata.disk;
+        let disk = self.identity(disk_id, physical_sector)?;
+        if disk == old {
+            return Ok(());
+        }
+        let new: Vec<NewItem> = disk
+            .items()
+            .into_iter()
+            .zip(old.items())
+            .filter(|(new, old)| new != old)
+            .map(|((id, usual, bytes), _)| {
+                let flags = self.metadata.item(id, false).map_or(usual, |item| item.flags);
+                NewItem { id, flags, bytes }
+            })
+            .collect();
+        self.begin(Seen::ByGuest)?;
+        self.replace_items(&|item| !item.is_user() && new.iter().any(|new| new.id == item.id), &new)
+    }
+
+    /// What the disk would say of itself with another id and another physical sector size.
+    ///
+    /// # Errors
+    /// `InvalidInput` when no disk can say that.
+    fn identity(&self, disk_id: Option<Guid>, physical_sector: Option<u32>) -> Result<DiskMetadata> {
+        let old = self.metadata.disk;
+        let disk = DiskMetadata {
+            disk_id: disk_id.unwrap_or(old.disk_id),
+            physical_sector: physical_sector.unwrap_or(old.physical_sector),
+            ..old
+        };
+        if disk_id.is_some_and(|id| id.is_nil()) {
+            return Err(Error::new(ErrorKind::InvalidInput, "a virtual disk id must not be all zeros"));
+        }
         if let Some((_, problem)) = disk.broken_rule() {
             let message = format!("{}; allowed is {}", problem.found, problem.allowed);
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        if bytes < disk.logical_sector {
-            let message = format_args!("physical sectors of {bytes} bytes, logical ones of {}", disk.logical_sector);
+        if physical_sector.is_some_and(|bytes| bytes < disk.logical_sector) {
+            let message = format_args!(
+                "physical sectors of {} bytes, logical ones of {}",
+                disk.physical_sector, disk.logical_sector
+            );
             return Err(Error::new(ErrorKind::InvalidInput, message)
                 .with_hint("a physical sector is at least as long as a logical one"));
         }
-        self.set_disk_item(disk, ITEM_PHYSICAL_SECTOR)
+        Ok(disk)
     }
 
-    /// Writes the one required item in which `disk` differs from what the file says.
-    fn set_disk_item(&mut self, disk: DiskMetadata, id: Guid) -> Result<()> {
-        self.require_writable()?;
-        if disk == self.metadata.disk {
-            return Ok(());
-        }
-        let flags = self.metadata.item(id, false).map(|item| item.flags);
-        let wanted = disk.items().into_iter().find(|(item, ..)| *item == id);
-        let items: Vec<NewItem> =
-            wanted.into_iter().map(|(id, usual, bytes)| NewItem { id, flags: flags.unwrap_or(usual), bytes }).collect();
-        self.begin(Seen::ByGuest)?;
-        self.replace_items(&|item| item.id == id && !item.is_user(), &items)
+    /// Whether [`set_identity`](Self::set_identity) would change anything.
+    ///
+    /// # Errors
+    /// As that.
+    pub(crate) fn would_change_identity(&self, disk_id: Option<Guid>, physical_sector: Option<u32>) -> Result<bool> {
+        Ok(self.identity(disk_id, physical_sector)? != self.metadata.disk)
     }
 }
 

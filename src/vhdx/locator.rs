@@ -222,6 +222,12 @@ impl Locator {
         }
     }
 
+    /// Names the same parent by another id; a second linkage goes.
+    pub(crate) fn follow(&mut self, id: Guid) {
+        self.set(PARENT_LINKAGE, &linkage_text(id));
+        self.remove(PARENT_LINKAGE2);
+    }
+
     /// The link in the words every format shares.
     pub(crate) fn link(&self) -> ParentLink {
         let ids = self.linkage().into_iter().chain(self.linkage2()).map(ImageId::Vhdx).collect();

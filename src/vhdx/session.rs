@@ -150,7 +150,7 @@ impl Vhdx {
     }
 
     /// Clean close: everything in its place, then no log.
-    pub(super) fn end_session(&mut self) -> Result<()> {
+    pub(crate) fn end_session(&mut self) -> Result<()> {
         self.drop_plan();
         let Some(mut session) = self.writer.session.take() else { return Ok(()) };
         session.flush(&*self.storage)?;

@@ -22,8 +22,8 @@ const MAX_BYTES: u64 = 1 << 20;
 const TITLE: &str = "vhdkit merge checkpoint ";
 const VERSION: u32 = 1;
 
-/// Where a merge keeps its place. The library keeps it in a file beside the target; a user with storages of their own
-/// can keep it elsewhere.
+/// Where an operation that can be interrupted keeps its place. The library keeps it in a file beside the target; a user
+/// with storages of their own can keep it elsewhere.
 pub trait CheckpointStore: Send + Sync + fmt::Debug {
     /// What was saved last, or `None`. Damaged contents may be handed out: they are recognised.
     ///
@@ -44,14 +44,14 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
     fn clear(&self) -> Result<()>;
 }
 
-/// The checkpoint file `.NAME.vhdkit-merge` beside the target `NAME`, replaced in one step.
+/// The checkpoint file `.NAME.vhdkit-VERB` beside the target `NAME`, replaced in one step.
 #[derive(Debug)]
-pub(super) struct BesideTarget(PathBuf);
+pub(in crate::ops) struct BesideTarget(PathBuf);
 
 impl BesideTarget {
-    pub(super) fn new(target: &Path) -> Option<Self> {
+    pub(in crate::ops) fn new(target: &Path, verb: &str) -> Option<Self> {
         let name = target.file_name()?.to_string_lossy();
-        Some(Self(target.with_file_name(format!(".{name}.vhdkit-merge"))))
+        Some(Self(target.with_file_name(format!(".{name}.vhdkit-{verb}"))))
     }
 }
 

@@ -10,8 +10,9 @@
 mod checkpoint;
 mod plan;
 mod run;
-pub(super) mod siblings;
+mod siblings;
 
+pub(super) use checkpoint::BesideTarget;
 pub use checkpoint::CheckpointStore;
 pub use plan::{MergePlan, PlannedFile};
 pub use run::{MergeReport, merge_chain};
@@ -270,7 +271,7 @@ pub fn merge(leaf: impl AsRef<Path>, options: &MergeOptions, watch: &Watch<'_>) 
     let (mut chain, span) = open_held(leaf.as_ref(), options)?;
     let plan = plan::make(&chain, span, options)?;
     plan.require_startable(options.siblings)?;
-    let beside = plan.target.path.as_deref().and_then(checkpoint::BesideTarget::new);
+    let beside = plan.target.path.as_deref().and_then(|target| BesideTarget::new(target, "merge"));
     let store = match (&options.store, &beside) {
         (Some(store), _) => Some(&**store),
         (None, Some(beside)) => Some(beside as &dyn CheckpointStore),
