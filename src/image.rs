@@ -10,6 +10,7 @@ use crate::map::{BlockMap, BlockSink};
 use crate::mend::{CheckSummary, RepairKind, Salvaged, Step};
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
+use crate::units::SECTOR;
 use crate::vhd::Vhd;
 use crate::vhdx::Vhdx;
 use std::fmt;
@@ -235,6 +236,23 @@ impl Image {
             Self::Vhdx(image) => &mut **image,
             Self::Raw(image) => image,
         }
+    }
+
+    /// Whether a disk of this image's format, type and sectors can have `size` bytes.
+    ///
+    /// # Errors
+    /// `InvalidInput`, saying what is allowed.
+    pub(crate) fn check_virtual_size(&self, size: u64) -> Result<()> {
+        match self {
+            Self::Vhd(image) => image.check_virtual_size(size),
+            Self::Vhdx(image) => image.check_virtual_size(size),
+            Self::Raw(_) if size == 0 || !size.is_multiple_of(SECTOR) => {
+                let message = format_args!("a size of {size} bytes is not a positive multiple of 512 bytes");
+                Err(Error::new(ErrorKind::InvalidInput, message))
+            }
+            Self::Raw(_) => Ok(()),
+        }
+        .map_err(|error| error.with_windows_name("ERROR_VHD_INVALID_SIZE"))
     }
 
     /// Makes the disk `size` bytes long. Data past a smaller size is gone, and growing again shows `grow` there.

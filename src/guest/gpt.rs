@@ -3,6 +3,10 @@
 //! Owns: the layout of a header and its entries, their checksums, and which of the two copies counts.
 //! Must not know: what a partition holds.
 
+mod moved;
+
+pub use moved::GptMove;
+
 use super::ReadAt;
 use super::partition::{Partition, PartitionKind, PartitionTable, TableKind};
 use crate::error::Result;

@@ -86,6 +86,32 @@ fn record(disk: &dyn ReadAt, offset: u64) -> Result<Option<RawRecord>> {
     Ok((record.signature == [0x55, 0xAA]).then_some(record))
 }
 
+/// What [`protect`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protective {
+    /// A record that covers another size; it is changed.
+    Changed,
+    /// One that is right.
+    AsItWas,
+    /// Other entries beside the protective one: whoever made them knows what they cover.
+    NotAlone,
+}
+
+/// Makes the protective record at the start of `bytes` cover a disk that ends with sector `last` (UEFI 2.10, 5.2.3).
+pub(super) fn protect(bytes: &mut [u8], last: u64) -> Protective {
+    let Ok((record, _)) = RawRecord::mut_from_prefix(bytes) else { return Protective::NotAlone };
+    let [entry, others @ ..] = &mut record.entries;
+    if entry.kind != PROTECTIVE || entry.first.get() != 1 || others.iter().any(|other| other.kind != 0) {
+        return Protective::NotAlone;
+    }
+    let count = u32::try_from(last).unwrap_or(u32::MAX);
+    if entry.count.get() == count {
+        return Protective::AsItWas;
+    }
+    (entry.count, entry.last_chs) = (count.into(), [0xFF; 3]);
+    Protective::Changed
+}
+
 /// Reads the first sector of `disk`, and the chains of logical partitions it leads to.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! What a guest put on its disk: partition tables.
 //!
-//! Owns: reading those structures, and nothing but reading. Must not know: image formats, files, or what is done with the
+//! Owns: reading those structures, and how a GUID partition table looks on a disk of another size; it writes nothing. Must not know: image formats, files, or what is done with the
 //! answers. Everything read is somebody else's word: it never panics, and every count in it has a limit here.
 
 #![deny(
@@ -27,7 +27,7 @@ mod gpt;
 mod mbr;
 mod partition;
 
-pub use gpt::{Gpt, GptCopy};
+pub use gpt::{Gpt, GptCopy, GptMove};
 pub use partition::{Partition, PartitionKind, PartitionTable, TableKind};
 
 use crate::error::Result;

@@ -26,6 +26,7 @@ mod rescue;
 mod session;
 mod stream;
 mod strips;
+mod resize;
 mod snapshot;
 mod transfer;
 
@@ -57,4 +58,5 @@ pub use session::{
 };
 pub use stream::{write_range, write_raw, write_raw_part};
 pub use strips::{Cell, MAX_COLUMNS, MergeStrip, Strip, StripOptions, Strips, strips};
+pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 pub use snapshot::{SnapshotOptions, SnapshotReport, snapshot};

@@ -29,6 +29,14 @@ const SCRUB_STEP: usize = 64 << 10;
 const ZERO_BATCH: u64 = 1024;
 
 impl Vhd {
+    /// Whether such a disk can have `size` bytes.
+    pub(crate) fn check_virtual_size(&self, size: u64) -> Result<()> {
+        size_rule(size, self.kind()).map_err(|allowed| {
+            let message = format_args!("a size of {size} bytes is not {allowed}");
+            Error::new(ErrorKind::InvalidInput, message)
+        })
+    }
+
     /// Gives the disk `size` bytes: a multiple of 512, at most 2040 GiB unless it is fixed.
     ///
     /// New space reads as zeros, or in a differencing image as `grow` says. Space that is cut off is gone: shrinking and
@@ -39,10 +47,7 @@ impl Vhd {
     /// allocation table is broken; `NoSpace`; what the storage answers.
     pub fn set_virtual_size(&mut self, size: u64, grow: GrowAs) -> Result<()> {
         self.require_writable()?;
-        size_rule(size, self.kind()).map_err(|allowed| {
-            let message = format_args!("a size of {size} bytes is not {allowed}");
-            Error::new(ErrorKind::InvalidInput, message)
-        })?;
+        self.check_virtual_size(size)?;
         self.pending = None;
         let old = self.virtual_size();
         match (size.cmp(&old), self.sparse.is_some()) {

@@ -27,6 +27,14 @@ use std::ops::Range;
 const COPY_LEN: usize = 1 << 20;
 
 impl Vhdx {
+    /// Whether such a disk can have `size` bytes.
+    pub(crate) fn check_virtual_size(&self, size: u64) -> Result<()> {
+        let disk = DiskMetadata { virtual_size: size, ..self.metadata.disk };
+        let Some((_, problem)) = disk.broken_rule() else { return Ok(()) };
+        let message = format!("{}; allowed is {}", problem.found, problem.allowed);
+        Err(Error::new(ErrorKind::InvalidInput, message))
+    }
+
     /// Makes the disk `size` bytes long: a multiple of the logical sector, up to 64 TiB. Durable on return.
     ///
     /// A new range reads as `grow_as` says, and in an image without a parent as zeros. Shrinking drops what lies past the
@@ -38,11 +46,8 @@ impl Vhdx {
     /// The disk then has the old or the new size.
     pub fn set_virtual_size(&mut self, size: u64, grow_as: GrowAs) -> Result<()> {
         self.require_writable()?;
+        self.check_virtual_size(size)?;
         let disk = DiskMetadata { virtual_size: size, ..self.metadata.disk };
-        if let Some((_, problem)) = disk.broken_rule() {
-            let message = format!("{}; allowed is {}", problem.found, problem.allowed);
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
         if size == self.geometry.virtual_size {
             return self.finish_shrink();
         }

@@ -22,12 +22,16 @@ use crate::commands::hash::{self, HashArgs};
 use crate::commands::info::{self, InfoArgs};
 use crate::commands::map::{self, MapArgs};
 use crate::commands::merge::{self, MergeArgs};
+use crate::commands::metadata::{self, MetadataArgs};
 use crate::commands::read::{self, ReadArgs};
 use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::rescue::{self, RescueArgs};
 use crate::commands::session::SessionArgs;
 use crate::commands::snapshot_set::{self, SnapshotSetArgs};
+use crate::commands::resize::{self, ResizeArgs};
+use crate::commands::set::{self, SetArgs};
+use crate::commands::snapshot::{self, SnapshotArgs};
 use crate::commands::write::{self, WriteArgs};
 use crate::interrupt::OnSignal;
 use crate::output::Failure;
@@ -54,6 +58,8 @@ Examples:
     vhdkit convert leaf.vhdx flat.raw
     vhdkit merge leaf.vhdx --depth 1 --dry-run
     vhdkit info --chain leaf.vhdx --map 'D:\\VMs=/srv/vms' --search /backup
+    vhdkit snapshot disk.vhdx
+    vhdkit resize disk.vhdx +10G --fix-gpt
     vhdkit chain /srv/vms
     vhdkit check --chain leaf.vhdx";
 
@@ -90,6 +96,14 @@ pub(crate) enum Verb {
     Changes(ChangesArgs),
     /// Merge files of a chain into one of their ancestors, in place
     Merge(MergeArgs),
+    /// Put a new, empty child on a chain: what is written from now on goes there
+    Snapshot(SnapshotArgs),
+    /// Give a disk another size, in place
+    Resize(ResizeArgs),
+    /// Change the ids and the physical sector size of an image
+    Set(SetArgs),
+    /// List, read, write and delete the items of metadata in a VHDX
+    Metadata(MetadataArgs),
     /// Point a child at another parent file
     Reparent(ReparentArgs),
     /// Draw every image below a directory: who stands on whom, what is missing, what would help
@@ -123,6 +137,10 @@ impl Verb {
             Self::Map(args) => map::run(args, session).map_err(|failure| args.source.explain(failure)),
             Self::Changes(args) => changes::run(args),
             Self::Merge(args) => merge::run(args, session),
+            Self::Snapshot(args) => snapshot::run(args, session),
+            Self::Resize(args) => resize::run(args, session),
+            Self::Set(args) => set::run(args, session),
+            Self::Metadata(args) => metadata::run(args, session),
             Self::Reparent(args) => reparent::run(args, session),
             Self::Chain(args) => chain::run(args),
             Self::Check(args) => check::run(args),
@@ -143,6 +161,10 @@ impl Verb {
             Self::Compare(_) | Self::Hash(_) | Self::Map(_) | Self::Changes(_) => return OnSignal::Exit,
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
             Self::Create(_) | Self::Convert(_) | Self::Rescue(_) => {
+            Self::Metadata(args) if args.only_reads() => return OnSignal::Exit,
+            Self::Set(_) | Self::Metadata(_) => "run the same change again, with --relink if it had that",
+            Self::Resize(_) => "the disk has the old size or the new one; run the same resize again to finish it",
+            Self::Create(_) | Self::Convert(_) | Self::Snapshot(_) => {
                 "the new image was not made; a hidden .partial file may be left"
             }
             Self::Write(_) => "the disk holds part of the input",
