@@ -4,6 +4,7 @@ mod answers;
 mod chains;
 mod comparing;
 mod converting;
+mod changing;
 mod mending;
 mod merging;
 mod parents;

@@ -11,6 +11,8 @@ fn help_of_every_verb_has_examples() {
     for verb in [
         "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "compare",
         "changes", "hash", "map",
+        "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "snapshot",
+        "resize", "set", "metadata",
     ] {
         assert!(top.contains(verb), "{verb} is not in the help");
         let help = tool.text(&format!("{verb} --help"));
@@ -57,6 +59,18 @@ fn wrong_arguments_exit_with_2_and_change_nothing() {
         "reparent a.vhdx --ignore-id-mismatch",
         "chain",
         "chain . --parent a.vhdx",
+        "resize a.vhdx",
+        "resize a.vhdx 10X",
+        "resize a.vhdx 8M --to-minimum",
+        "resize a.vhdx --frobnicate",
+        "resize a.vhdx 1000",
+        "snapshot",
+        "set a.vhdx",
+        "set a.vhdx --disk-id nonsense",
+        "set a.vhdx --physical-sector-size 1K",
+        "metadata",
+        "metadata get a.vhdx",
+        "metadata set a.vhdx nonsense --text x",
     ] {
         let outcome = tool.run(line);
         assert_eq!(outcome.code, Some(2), "vhdkit {line}: {}", outcome.stderr);

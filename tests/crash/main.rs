@@ -10,6 +10,7 @@ mod case;
 #[allow(dead_code)] // Other test binaries build whole chains with it.
 #[path = "../support/chains.rs"]
 mod chains;
+mod change;
 mod create;
 mod faults;
 mod files;

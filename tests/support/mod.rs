@@ -2,6 +2,7 @@
 //!
 //! * [`spec`]: a slow, plain reader of both formats, written from the format pages alone;
 //! * [`check`]: the rules a file that *we* write must keep, as a list of violations;
+//! * [`gpt`]: partition tables as their specification has them;
 //! * [`oracle`]: programs by other people (qemu-img, 7-Zip, libvhdi);
 //! * [`real`]: the images made by other software, when they are at hand;
 //! * [`sample`]: the small files of `testdata/`.
@@ -15,6 +16,7 @@
 
 pub mod bytes;
 pub mod check;
+pub mod gpt;
 pub mod oracle;
 pub mod real;
 pub mod sample;
