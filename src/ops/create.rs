@@ -151,7 +151,7 @@ pub(super) fn make(
                 create = create.parent(link);
             }
             let mut image = Vhdx::create(storage, &create)?;
-            if let Some(Image::Vhdx(parent)) = parent.map(|parent| parent.leaf().image()) {
+            if let Some(Image::Vhdx(parent)) = parent.map(Layer::image) {
                 image.copy_disk_items_of(parent)?;
             }
             Ok(Image::Vhdx(Box::new(image)))

@@ -5,8 +5,8 @@
 
 mod change;
 mod check;
-mod compare;
 mod children;
+mod compare;
 mod convert;
 mod create;
 mod forest;
@@ -22,12 +22,14 @@ mod registry;
 mod repair;
 mod reparent;
 mod rescue;
+mod resize;
 #[cfg(feature = "registry")]
 mod session;
 mod stream;
 mod strips;
 mod resize;
 mod snapshot;
+mod stream;
 mod transfer;
 
 pub use change::{SetChange, SetOptions, SetReport, metadata_item, metadata_items, set, set_image};
@@ -51,6 +53,7 @@ pub use rescue::{
     Doubt, LossCause, LostRange, MAX_FILL, MAX_LOST_RANGES, RescueOptions, RescueReport, RescuedFile, rescue,
     rescue_layers,
 };
+pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 #[cfg(feature = "registry")]
 pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
@@ -60,3 +63,4 @@ pub use stream::{write_range, write_raw, write_raw_part};
 pub use strips::{Cell, MAX_COLUMNS, MergeStrip, Strip, StripOptions, Strips, strips};
 pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 pub use snapshot::{SnapshotOptions, SnapshotReport, snapshot};
+pub use stream::{write_raw, write_raw_part};

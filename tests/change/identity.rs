@@ -44,10 +44,10 @@ fn a_change_that_would_orphan_children_is_refused_or_relinks_them() {
         assert_eq!((dry.relinked, dry.written, dry.changes.len()), (vec![paths[1].clone()], false, 1));
         assert!(unchanged(), "something was written");
         let children_id = image_id(&paths[1]);
-        let creator = info(&paths[0], false, &ChainOptions::new()).unwrap().creator;
+        let creator = info(&paths[0], &ChainOptions::new(), false).unwrap().creator;
         let report = set(&paths[0], &seen(format).relink(true)).unwrap();
         assert_eq!((report.relinked, report.written), (vec![paths[1].clone()], true));
-        assert_eq!(info(&paths[0], false, &ChainOptions::new()).unwrap().creator, creator);
+        assert_eq!(info(&paths[0], &ChainOptions::new(), false).unwrap().creator, creator);
         assert_eq!(image_id(&paths[1]), children_id, "the grandchild would lose its parent");
         for (path, view) in paths.iter().zip(&views) {
             assert!(show(path) == *view);

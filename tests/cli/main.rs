@@ -2,9 +2,9 @@
 
 mod answers;
 mod chains;
+mod changing;
 mod comparing;
 mod converting;
-mod changing;
 mod mending;
 mod merging;
 mod parents;

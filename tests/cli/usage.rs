@@ -10,9 +10,8 @@ fn help_of_every_verb_has_examples() {
     let top = tool.text("--help");
     for verb in [
         "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "compare",
-        "changes", "hash", "map",
-        "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent", "chain", "snapshot",
-        "resize", "set", "metadata",
+        "changes", "hash", "map", "info", "create", "read", "write", "convert", "merge", "check", "repair", "reparent",
+        "chain", "snapshot", "resize", "set", "metadata",
     ] {
         assert!(top.contains(verb), "{verb} is not in the help");
         let help = tool.text(&format!("{verb} --help"));

@@ -20,6 +20,8 @@ pub(crate) mod rescue;
 pub(crate) mod session;
 pub(crate) mod snapshot_set;
 pub(crate) mod resize;
+pub(crate) mod session;
 pub(crate) mod set;
 pub(crate) mod snapshot;
+pub(crate) mod snapshot_set;
 pub(crate) mod write;
