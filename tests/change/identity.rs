@@ -70,7 +70,9 @@ fn children_elsewhere_are_relinked_when_they_are_looked_for_and_those_of_copies_
         // A copy of the whole family, by the same names in a directory of its own.
         let copies = tempfile::tempdir().unwrap();
         let copied: Vec<_> = paths.iter().map(|path| copies.path().join(path.file_name().unwrap())).collect();
-        paths.iter().zip(&copied).for_each(|(from, to)| drop(fs::copy(from, to).unwrap()));
+        for (from, to) in paths.iter().zip(&copied) {
+            fs::copy(from, to).unwrap();
+        }
         let report = set(&paths[0], &seen(format).relink(true).search(copies.path())).unwrap();
         assert_eq!(report.relinked, [paths[1].clone()]);
         assert_eq!(report.of_copies, [fs::canonicalize(&copied[1]).unwrap()]);

@@ -12,9 +12,8 @@ use crate::guest::{GptMove, TableKind};
 use crate::image::Format;
 use crate::link::{DiskKind, GrowAs};
 use crate::storage::Access;
-use crate::units::SECTOR;
 use crate::watch::Watch;
-use plan::Plan;
+use plan::{MINIMUM_UNIT, Plan};
 use std::path::{Path, PathBuf};
 
 /// The size a disk is to get.
@@ -67,7 +66,7 @@ impl ResizeOptions {
         Self::with(Target::Shrink(bytes))
     }
 
-    /// To the end of the last partition, and room for the backup of a GUID partition table behind it.
+    /// To the end of the last partition, and room for the backup of a GUID partition table behind it, rounded up to 4 KiB.
     #[must_use]
     pub fn to_minimum() -> Self {
         Self::with(Target::Minimum)
@@ -156,7 +155,7 @@ pub struct ResizeReport {
     pub new_file_size: u64,
     /// What divides the disk.
     pub partition_table: TableKind,
-    /// The smallest size that cuts off no partition; none without a table that says.
+    /// The smallest size that cuts off no partition, in whole 4 KiB; none without a table that says.
     pub minimum_size: Option<u64>,
     /// What is cut off.
     pub truncated: Vec<Truncated>,
@@ -287,7 +286,7 @@ fn wanted(target: Target, old: u64, minimum: Option<u64>) -> Result<u64> {
         Target::Shrink(bytes) => {
             old.checked_sub(bytes).ok_or_else(|| no_such("the disk is smaller than what is to be taken away"))
         }
-        Target::Minimum => minimum.map(|size| size.max(SECTOR)).ok_or_else(|| {
+        Target::Minimum => minimum.map(|size| size.max(MINIMUM_UNIT)).ok_or_else(|| {
             Error::new(ErrorKind::Refused, "no partition table says how much of the disk is needed")
                 .with_windows_name("ERROR_VHD_COULD_NOT_COMPUTE_MINIMUM_VIRTUAL_SIZE")
                 .with_hint("name the size; data past it is looked for before anything is cut off")

@@ -6,13 +6,15 @@ use super::{GptState, ResizeOptions, Target, Truncated, wanted};
 use crate::chain::{Chain, Owner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::{GptMove, PartitionKind, PartitionTable, ReadAt, TableKind};
-use crate::units::MIB;
+use crate::units::{MIB, round_up};
 use crate::watch::{Progress, Watch};
 use crate::zeros::is_zero;
 use std::ops::Range;
 
 /// How much is read at a time when data is looked for.
 const STEP: u64 = MIB;
+/// What the least size is rounded up to: a physical sector of most disks, and there are readers of VHDX that ask for it.
+pub(super) const MINIMUM_UNIT: u64 = 4096;
 /// The type of partitions of Windows' dynamic disks; their database lies behind them, in the disk's last MiB.
 const DYNAMIC_DISK: u8 = 0x42;
 
@@ -56,14 +58,15 @@ impl Plan {
         let disk = Disk(chain);
         let old = disk.size();
         let table = PartitionTable::read(&disk)?;
-        let minimum = table.minimum_size().filter(|_| !has_database_behind(&table));
+        let needed = table.minimum_size().filter(|_| !has_database_behind(&table));
+        let minimum = needed.and_then(|size| round_up(size, MINIMUM_UNIT));
         let new = wanted(options.target, old, minimum)?;
         chain.leaf().image().check_virtual_size(new)?;
         let moved = match table.kind() {
             TableKind::Gpt if options.fix_gpt => GptMove::plan(&disk, &table, new),
             _ => Ok(GptMove::default()),
         };
-        let truncated = if new < old { truncated(chain, (&table, minimum), new..old, watch)? } else { Vec::new() };
+        let truncated = if new < old { truncated(chain, (&table, needed), new..old, watch)? } else { Vec::new() };
         if let (Some(first), false) = (truncated.first(), options.allow_data_loss) {
             return Err(would_truncate(first, truncated.len(), minimum));
         }
