@@ -25,11 +25,9 @@ mod rescue;
 mod resize;
 #[cfg(feature = "registry")]
 mod session;
-mod stream;
-mod strips;
-mod resize;
 mod snapshot;
 mod stream;
+mod strips;
 mod transfer;
 
 pub use change::{SetChange, SetOptions, SetReport, metadata_item, metadata_items, set, set_image};
@@ -59,8 +57,6 @@ pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
     SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
 };
+pub use snapshot::{SnapshotOptions, SnapshotReport, snapshot};
 pub use stream::{write_range, write_raw, write_raw_part};
 pub use strips::{Cell, MAX_COLUMNS, MergeStrip, Strip, StripOptions, Strips, strips};
-pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
-pub use snapshot::{SnapshotOptions, SnapshotReport, snapshot};
-pub use stream::{write_raw, write_raw_part};

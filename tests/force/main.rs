@@ -1,6 +1,7 @@
 //! Interruption by force: the real program and the real library on real files, stopped, killed, starved of space and
 //! started twice.
 
+mod changes;
 mod copies;
 mod faults;
 mod full;

@@ -27,8 +27,6 @@ use crate::commands::read::{self, ReadArgs};
 use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::rescue::{self, RescueArgs};
-use crate::commands::session::SessionArgs;
-use crate::commands::snapshot_set::{self, SnapshotSetArgs};
 use crate::commands::resize::{self, ResizeArgs};
 use crate::commands::session::SessionArgs;
 use crate::commands::set::{self, SetArgs};
@@ -162,11 +160,10 @@ impl Verb {
             }
             Self::Compare(_) | Self::Hash(_) | Self::Map(_) | Self::Changes(_) => return OnSignal::Exit,
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
-            Self::Create(_) | Self::Convert(_) | Self::Rescue(_) => {
             Self::Metadata(args) if args.only_reads() => return OnSignal::Exit,
             Self::Set(_) | Self::Metadata(_) => "run the same change again, with --relink if it had that",
             Self::Resize(_) => "the disk has the old size or the new one; run the same resize again to finish it",
-            Self::Create(_) | Self::Convert(_) | Self::Snapshot(_) => {
+            Self::Create(_) | Self::Convert(_) | Self::Rescue(_) | Self::Snapshot(_) => {
                 "the new image was not made; a hidden .partial file may be left"
             }
             Self::Write(_) => "the disk holds part of the input",

@@ -17,8 +17,6 @@ pub(crate) mod read;
 pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod rescue;
-pub(crate) mod session;
-pub(crate) mod snapshot_set;
 pub(crate) mod resize;
 pub(crate) mod session;
 pub(crate) mod set;
