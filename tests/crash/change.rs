@@ -491,7 +491,7 @@ impl Set {
         let (machine, views) = self.machine();
         let old = Self::identity(&machine).unwrap();
         let disk = copy_of(&machine);
-        disk.file("note");
+        let _ = disk.file("note");
         disk.checkpoint();
         self.run(&disk).unwrap();
         let new = Self::identity(&disk).unwrap();
@@ -505,7 +505,7 @@ impl Set {
             let mut failed = 0;
             for skip in 0.. {
                 let disk = copy_of(&machine);
-                disk.file("note");
+                let _ = disk.file("note");
                 let (mut base, mut children) = self.layers(&disk).unwrap();
                 disk.inject(SimFault::nth(skip, failure));
                 let done = self.change(&disk, &mut base, &mut children);
