@@ -14,7 +14,8 @@ use zerocopy::{FromBytes, IntoBytes};
 type Patch = (u64, Vec<u8>);
 
 /// What to write so that the table fits a disk of another size. Each step is durable before the next: at any moment one
-/// copy is whole and says where the other one is, and the partitions are the same in both.
+/// copy is whole, and the partitions are the same in both. It says where the other one is, unless the backup moves by less
+/// than its own length: then its new place takes the old one's before the first copy can say so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GptMove {
     /// First: the backup, entries before header. Nothing refers to it yet.
