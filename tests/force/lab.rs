@@ -184,19 +184,15 @@ impl Lab {
         paths.map(|path| (path.clone(), fs::read(&path).expect("a file"))).collect()
     }
 
-    /// Holds the file of `depth` to the rules of its format, but for one state that a kill may leave and no reader minds: a
-    /// VHDX whose current header says that its log is empty, the older one not yet.
+    /// Holds the file of `depth` to the rules of its format, but for what a kill leaves in a VHDX that the rerun had no
+    /// reason to write to: updates in the log, which every reader replays, or an older header that still names a log.
     pub(crate) fn assert_well_formed_after_a_kill(&self, depth: usize) {
         if self.format == Format::Vhd {
             return self.assert_well_formed(depth);
         }
         let file = fs::File::open(self.path(depth)).unwrap();
         let report = support::check::Report::vhdx(&file);
-        let between = report.rules() == ["clean-log", "headers-agree"];
-        if !between
-            || vhdkit::ops::info(self.path(depth), &ChainOptions::new(), false).unwrap().log
-                != Some(vhdkit::ops::LogState::Clean)
-        {
+        if !report.rules().iter().all(|rule| ["clean-log", "headers-agree"].contains(rule)) {
             report.assert_clean(self.path(depth).display());
         }
     }
