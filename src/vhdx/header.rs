@@ -14,6 +14,7 @@ use crate::problem::{Fault, Problem, Structure};
 use crate::storage::Storage;
 use crate::units::FileOffset;
 use std::io;
+use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -116,6 +117,16 @@ impl Header {
         let aligned = self.log_offset.is_multiple_of(ALIGNMENT) && u64::from(self.log_length).is_multiple_of(ALIGNMENT);
         let inside = self.log_offset >= ALIGNMENT && self.log_offset < MAX_FILE_OFFSET;
         aligned && inside && self.log_length > 0 && self.log_length <= MAX_LOG_LEN
+    }
+
+    /// Where the log is; empty when its length or place is none that the format allows: then the header is wrong, and
+    /// not what lies there.
+    pub(crate) fn log_range(&self) -> Range<u64> {
+        if self.log_is_placed() {
+            self.log_offset..self.log_offset.saturating_add(u64::from(self.log_length))
+        } else {
+            0..0
+        }
     }
 }
 

@@ -325,10 +325,8 @@ fn check_bat(regions: &RegionTable, geometry: &Geometry, findings: &mut Findings
 
 /// The ranges of the file that no block may lie in, sorted and merged.
 fn occupied(headers: &HeaderPair, regions: &RegionTable) -> Vec<Range<u64>> {
-    let header = headers.current();
-    let log_end = header.log_offset.saturating_add(u64::from(header.log_length));
     let mut ranges: Vec<Range<u64>> = regions.all().iter().map(super::region::Region::range).collect();
-    ranges.extend([0..HEADER_AREA_LEN, header.log_offset..log_end]);
+    ranges.extend([0..HEADER_AREA_LEN, headers.current().log_range()]);
     ranges.retain(|range| !range.is_empty());
     ranges.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());

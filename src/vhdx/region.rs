@@ -188,10 +188,7 @@ impl RegionTable {
     fn check_overlaps(&self, header: &Header, at: FileOffset, findings: &mut Findings) {
         let mut ranges: Vec<(Range<u64>, String)> =
             self.all.iter().map(|region| (region.range(), format!("region {}", region.id))).collect();
-        if header.log_is_placed() {
-            let end = header.log_offset.saturating_add(u64::from(header.log_length));
-            ranges.push((header.log_offset..end, "the log".into()));
-        }
+        ranges.push((header.log_range(), "the log".into()));
         ranges.retain(|(range, _)| !range.is_empty());
         ranges.sort_by_key(|(range, _)| range.start);
         let mut before: Option<&(Range<u64>, String)> = None;

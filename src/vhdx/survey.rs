@@ -184,12 +184,7 @@ impl Vhdx {
 
     /// Where the log is; empty when the file has none.
     pub(super) fn log_range(&self) -> Range<u64> {
-        let header = self.headers.current();
-        if header.log_is_placed() {
-            header.log_offset..header.log_offset.saturating_add(u64::from(header.log_length))
-        } else {
-            0..0
-        }
+        self.headers.current().log_range()
     }
 
     /// The place of payload block `block` in the disk.

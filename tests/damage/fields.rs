@@ -3,7 +3,6 @@
 //! Owns: where a field lies, its nasty values, and how the checksum over it is made right. Must not know: images.
 
 use crate::support::bytes::{vhd_checksum, vhdx_checksum};
-use vhdkit::Structure;
 use vhdkit::storage::{MemoryStorage, Storage};
 
 const PAGE: u64 = 4096;
@@ -50,15 +49,13 @@ pub(crate) struct Field {
     pub(crate) at: Vec<u64>,
     pub(crate) len: usize,
     pub(crate) big_endian: bool,
-    /// What an error over it may name.
-    pub(crate) structures: &'static [Structure],
     pub(crate) seals: Vec<Seal>,
 }
 
 impl Field {
     /// A field under no checksum.
-    pub(crate) fn plain(name: &str, (at, len): (u64, usize), structures: &'static [Structure]) -> Self {
-        Self { name: name.to_owned(), at: vec![at], len, big_endian: false, structures, seals: Vec::new() }
+    pub(crate) fn plain(name: &str, (at, len): (u64, usize)) -> Self {
+        Self { name: name.to_owned(), at: vec![at], len, big_endian: false, seals: Vec::new() }
     }
 
     pub(crate) fn put(&self, file: &MemoryStorage, bytes: &[u8]) {

@@ -1,63 +1,22 @@
 //! The images that are damaged, and the list of their fields.
 //!
-//! Owns: which fields each kind has and what an error over them may name. Must not know: what is done with them.
+//! Owns: which fields each kind has. Must not know: what is done with them, what errors over them may name.
 
+use crate::blame;
 use crate::chains::{self, ChainSpec, Edit, LayerSpec};
 use crate::fields::{Field, Seal};
 use crate::support::bytes::{Outcome, be32, be64, le16, le32, le64};
 use crate::support::{Bytes, SpecDisk, sample};
 use std::io;
 use std::sync::Arc;
-use vhdkit::Format;
-use vhdkit::Structure::{self as S};
 use vhdkit::storage::{MemoryStorage, Storage};
+use vhdkit::{Format, Structure};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Any structure: the damage takes away what there is.
-pub(crate) const ANY: &[S] = &[
-    S::File,
-    S::VhdFooter,
-    S::VhdFooterCopy,
-    S::VhdHeader,
-    S::VhdBat,
-    S::VhdBlock,
-    S::VhdBitmap,
-    S::VhdLocator,
-    S::VhdxIdentifier,
-    S::VhdxHeader,
-    S::VhdxRegionTable,
-    S::VhdxLog,
-    S::VhdxMetadata,
-    S::VhdxLocator,
-    S::VhdxBat,
-    S::VhdxBlock,
-    S::VhdxBitmap,
-    S::ParentLink,
-];
-/// A footer says how large the disk is, where the header lies, and who the disk is.
-const FOOTER: &[S] = &[S::VhdFooter, S::VhdFooterCopy, S::VhdHeader, S::VhdBat, S::ParentLink, S::File];
-const HEADER: &[S] = &[S::VhdHeader, S::VhdBat, S::VhdBlock, S::VhdBitmap, S::VhdLocator, S::ParentLink];
-const LOCATOR: &[S] = &[S::VhdLocator, S::VhdHeader, S::ParentLink];
-const TABLE: &[S] = &[S::VhdBat, S::VhdBlock, S::VhdBitmap];
-const IDENTIFIER: &[S] = &[S::VhdxIdentifier];
-/// A header says where the log lies; one that is too long covers the blocks.
-const HEADERS: &[S] = &[S::VhdxHeader, S::VhdxLog, S::VhdxRegionTable, S::VhdxBat];
-/// A region table says where to look for everything else.
-const REGIONS: &[S] = &[S::VhdxRegionTable, S::VhdxMetadata, S::VhdxBat, S::VhdxBlock, S::VhdxLog];
-/// Sizes decide how many entries the table has to have.
-const METADATA: &[S] = &[S::VhdxMetadata, S::VhdxLocator, S::VhdxBat, S::VhdxRegionTable, S::VhdxBlock, S::ParentLink];
-const PARENT: &[S] = &[S::VhdxLocator, S::VhdxMetadata, S::ParentLink];
-const BLOCKS: &[S] = &[S::VhdxBat, S::VhdxBlock, S::VhdxBitmap];
-
 /// A file for the second reader.
 pub(crate) struct File(MemoryStorage);
-
-impl File {
-    /// What a file is recognised by.
-    pub(crate) const MARKS: &[S] = &[S::VhdxIdentifier, S::VhdFooter, S::VhdFooterCopy, S::File];
-}
 
 impl Bytes for File {
     fn length(&self) -> io::Result<u64> {
@@ -73,24 +32,29 @@ impl Bytes for File {
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) storages: Vec<MemoryStorage>,
+    /// Which of them is damaged.
+    pub(crate) damaged: usize,
     pub(crate) fields: Vec<Field>,
+    /// What an error over the field of a name may name.
+    pub(crate) blame: fn(&str) -> &'static [Structure],
 }
 
 impl Subject {
-    /// An undamaged copy of the leaf.
+    /// An undamaged copy of the file that is to be damaged.
     pub(crate) fn fresh(&self) -> MemoryStorage {
-        self.storages[0].clone()
+        self.storages[self.damaged].clone()
     }
 
-    /// The second reader over `leaf` and the parents.
-    pub(crate) fn spec(&self, leaf: MemoryStorage) -> Outcome<SpecDisk<'static>> {
-        let files = std::iter::once(leaf).chain(self.storages.iter().skip(1).cloned());
-        SpecDisk::from_bytes(files.map(|file| Box::new(File(file)) as Box<dyn Bytes>).collect())
+    /// The second reader over the chain with `file` in it.
+    pub(crate) fn spec(&self, file: MemoryStorage) -> Outcome<SpecDisk<'static>> {
+        let mut files = self.storages.clone();
+        files[self.damaged] = file;
+        SpecDisk::from_bytes(files.into_iter().map(|file| Box::new(File(file)) as Box<dyn Bytes>).collect())
     }
 
     /// Longer, shorter, cut.
     pub(crate) fn lengths(&self) -> Vec<u64> {
-        let len = self.storages[0].len().unwrap();
+        let len = self.fresh().len().unwrap();
         let mut lengths = vec![0, 1, 511, 512, 1023, 1024, 1536, len / 2, len + 1, len + 511, len + 512, len + MIB];
         lengths.extend([1, 2, 511, 512, 513, 1024, 4096, MIB].into_iter().filter_map(|less| len.checked_sub(less)));
         lengths.extend([64, 128, 192, 256, 320, 1024, 2048, 2112, 3072, 4096].map(|kib| (kib * KIB).min(len + 3)));
@@ -99,7 +63,7 @@ impl Subject {
 
     /// The file offset of bytes of a VHD's first block.
     pub(crate) fn some_data(&self) -> u64 {
-        let file = self.storages[0].to_bytes().unwrap();
+        let file = self.fresh().to_bytes().unwrap();
         u64::from(be32(&file, be64(&file, 512 + 16) as usize)) * 512 + 512
     }
 }
@@ -214,42 +178,43 @@ fn fields(name: &str, copies: &[u64], layout: Layout, like: &Field) -> Vec<Field
     layout.iter().map(field).collect()
 }
 
-fn like(big_endian: bool, structures: &'static [S], seals: Vec<Seal>) -> Field {
-    Field { big_endian, seals, ..Field::plain("", (0, 0), structures) }
+fn like(big_endian: bool, seals: Vec<Seal>) -> Field {
+    Field { big_endian, seals, ..Field::plain("", (0, 0)) }
 }
 
 fn plain(fields: &mut Vec<Field>, name: &str, place: (u64, usize), like: &Field) {
     fields.push(Field { name: name.to_owned(), at: vec![place.0], len: place.1, ..like.clone() });
 }
 
-fn vhd_subject(name: &'static str, storages: Vec<MemoryStorage>) -> Subject {
-    let file = storages[0].to_bytes().unwrap();
+fn vhd_subject(name: &'static str, storages: Vec<MemoryStorage>, damaged: usize) -> Subject {
+    let file = storages[damaged].to_bytes().unwrap();
     let tail = file.len() as u64 - 512;
     let mut list = Vec::new();
     let mut footer = |name: &str, copies: &[u64]| {
         let seals = copies.iter().map(|&at| Seal::VhdFooter(at)).collect();
-        list.extend(fields(name, copies, FOOTER_FIELDS, &like(true, FOOTER, seals)));
+        list.extend(fields(name, copies, FOOTER_FIELDS, &like(true, seals)));
     };
-    footer("tail footer", &[tail]);
     if be32(&file, tail as usize + 60) == 2 {
-        return Subject { name, storages, fields: list };
+        footer("only footer", &[tail]);
+        return Subject { name, storages, damaged, fields: list, blame: blame::vhd };
     }
+    footer("tail footer", &[tail]);
     footer("footer copy", &[0]);
     footer("both footers", &[tail, 0]);
-    let sealed = |structures| like(true, structures, vec![Seal::VhdHeader(512)]);
-    list.extend(fields("header", &[512], HEADER_FIELDS, &sealed(HEADER)));
+    let sealed = like(true, vec![Seal::VhdHeader(512)]);
+    list.extend(fields("header", &[512], HEADER_FIELDS, &sealed));
     for number in 0..8 {
         const LOCATOR_FIELDS: Layout =
             &[("code", 0, 4), ("space", 4, 4), ("length", 8, 4), ("reserved", 12, 4), ("offset", 16, 8)];
         let at = 512 + 576 + 24 * number;
-        list.extend(fields(&format!("locator {number}"), &[at], LOCATOR_FIELDS, &sealed(LOCATOR)));
+        list.extend(fields(&format!("locator {number}"), &[at], LOCATOR_FIELDS, &sealed));
         let (len, data) = (be32(&file, at as usize + 8), be64(&file, at as usize + 16));
         if len > 0 {
-            plain(&mut list, &format!("locator {number}, path"), (data, len as usize), &like(true, LOCATOR, vec![]));
+            plain(&mut list, &format!("locator {number}, path"), (data, len as usize), &like(true, vec![]));
         }
     }
     let table = be64(&file, 512 + 16);
-    let unsealed = like(true, TABLE, vec![]);
+    let unsealed = like(true, vec![]);
     for entry in 0..u64::from(be32(&file, 512 + 28)) {
         plain(&mut list, &format!("BAT entry {entry}"), (table + 4 * entry, 4), &unsealed);
         let sector = be32(&file, (table + 4 * entry) as usize);
@@ -260,25 +225,24 @@ fn vhd_subject(name: &'static str, storages: Vec<MemoryStorage>) -> Subject {
         }
     }
     plain(&mut list, "BAT, behind the entries", (table + 4 * u64::from(be32(&file, 512 + 28)), 16), &unsealed);
-    Subject { name, storages, fields: list }
+    Subject { name, storages, damaged, fields: list, blame: blame::vhd }
 }
 
-fn vhdx_subject(name: &'static str, storages: Vec<MemoryStorage>) -> Subject {
-    let file = storages[0].to_bytes().unwrap();
-    let mut list =
-        fields("identifier", &[0], &[("signature", 0, 8), ("creator", 8, 512)], &like(false, IDENTIFIER, vec![]));
+fn vhdx_subject(name: &'static str, storages: Vec<MemoryStorage>, damaged: usize) -> Subject {
+    let file = storages[damaged].to_bytes().unwrap();
+    let mut list = fields("identifier", &[0], &[("signature", 0, 8), ("creator", 8, 512)], &like(false, vec![]));
     let [first, second] = [64 * KIB, 128 * KIB];
     for (name, copies) in [("header 1", vec![first]), ("header 2", vec![second]), ("both headers", vec![first, second])]
     {
         let seals = copies.iter().map(|&at| Seal::Vhdx(at, 4096)).collect();
-        list.extend(fields(name, &copies, VHDX_HEADER_FIELDS, &like(false, HEADERS, seals)));
+        list.extend(fields(name, &copies, VHDX_HEADER_FIELDS, &like(false, seals)));
     }
     let [first, second] = [192 * KIB, 256 * KIB];
     for (name, copies) in
         [("region table 1", vec![first]), ("region table 2", vec![second]), ("both region tables", vec![first, second])]
     {
         let seals = copies.iter().map(|&at| Seal::Vhdx(at, 64 * KIB)).collect();
-        let like = like(false, REGIONS, seals);
+        let like = like(false, seals);
         list.extend(fields(
             name,
             &copies,
@@ -295,7 +259,7 @@ fn vhdx_subject(name: &'static str, storages: Vec<MemoryStorage>) -> Subject {
     let is_metadata = |at: u64| file[at as usize..].starts_with(b"metadata");
     let (metadata, bat) = if is_metadata(row(0)) { (row(0), row(1)) } else { (row(1), row(0)) };
     metadata_fields(&file, metadata, &mut list);
-    let unsealed = like(false, BLOCKS, vec![]);
+    let unsealed = like(false, vec![]);
     let blocks = [0, 1, 2, 3].map(|block| (format!("BAT entry {block}"), bat + 8 * block));
     // 512 byte sectors in blocks of 1 MiB: 4096 payload blocks, then the entry of their bitmap.
     let bitmap = bat + 8 * 4096;
@@ -308,13 +272,13 @@ fn vhdx_subject(name: &'static str, storages: Vec<MemoryStorage>) -> Subject {
             plain(&mut list, &format!("bitmap byte {at}"), ((place & !(MIB - 1)) + at, 1), &unsealed);
         }
     }
-    Subject { name, storages, fields: list }
+    Subject { name, storages, damaged, fields: list, blame: blame::vhdx }
 }
 
 fn metadata_fields(file: &[u8], region: u64, list: &mut Vec<Field>) {
     const TABLE_FIELDS: Layout = &[("signature", 0, 8), ("reserved", 8, 2), ("count", 10, 2), ("reserved 2", 12, 20)];
     const ROW: Layout = &[("id", 0, 16), ("offset", 16, 4), ("length", 20, 4), ("flags", 24, 4), ("reserved", 28, 4)];
-    let unsealed = like(false, METADATA, vec![]);
+    let unsealed = like(false, vec![]);
     list.extend(fields("metadata table", &[region], TABLE_FIELDS, &unsealed));
     for row in 0..u64::from(le16(file, region as usize + 10)) {
         let at = region + 32 + 32 * row;
@@ -334,7 +298,7 @@ fn metadata_fields(file: &[u8], region: u64, list: &mut Vec<Field>) {
 
 fn locator_fields(file: &[u8], item: u64, list: &mut Vec<Field>) {
     const PAIR: Layout = &[("key offset", 0, 4), ("value offset", 4, 4), ("key length", 8, 2), ("value length", 10, 2)];
-    let unsealed = like(false, PARENT, vec![]);
+    let unsealed = like(false, vec![]);
     list.extend(fields("locator", &[item], &[("type", 0, 16), ("reserved", 16, 2), ("count", 18, 2)], &unsealed));
     for pair in 0..u64::from(le16(file, item as usize + 18)) {
         let at = item + 20 + 12 * pair;
@@ -358,12 +322,11 @@ pub(crate) fn vhdx_dirty_log() -> Subject {
     const SECTOR: Layout =
         &[("signature", 0, 4), ("sequence high", 4, 4), ("a table entry", 16, 8), ("sequence low", 4092, 4)];
     let storages = vec![MemoryStorage::from_bytes(&sample::load("vhdx-dirty-log"))];
-    let mut subject = vhdx_subject("VHDX with a dirty log", storages);
+    let mut subject = vhdx_subject("VHDX with a dirty log", storages, 0);
     // What else the matrix does to a VHDX is done to the others; here it is the log, and what says where it is.
     subject.fields.retain(|field| field.name.contains("header"));
-    subject.fields.iter_mut().for_each(|field| field.structures = ANY_VHDX);
     for (number, &(at, len, updates)) in ENTRIES.iter().enumerate() {
-        let like = like(false, ANY_VHDX, vec![Seal::Entry { log: LOG_AT, len, at }]);
+        let like = like(false, vec![Seal::Entry { log: LOG_AT, len, at }]);
         subject.fields.extend(fields(&format!("log entry {number}"), &[LOG_AT + at], ENTRY_FIELDS, &like));
         let mut page = at + 4096;
         for (index, update) in updates.chars().enumerate() {
@@ -384,30 +347,34 @@ pub(crate) fn vhdx_dirty_log() -> Subject {
     subject
 }
 
-/// A log holds pages of any other structure.
-const ANY_VHDX: &[S] =
-    &[S::VhdxLog, S::VhdxHeader, S::VhdxRegionTable, S::VhdxMetadata, S::VhdxBat, S::VhdxBlock, S::File];
-
 pub(crate) fn vhd_fixed() -> Subject {
-    vhd_subject("VHD, fixed", vhd(true, false))
+    vhd_subject("VHD, fixed", vhd(true, false), 0)
 }
 
 pub(crate) fn vhd_dynamic() -> Subject {
-    vhd_subject("VHD, dynamic", vhd(false, false))
+    vhd_subject("VHD, dynamic", vhd(false, false), 0)
 }
 
 pub(crate) fn vhd_differencing() -> Subject {
-    vhd_subject("VHD, differencing", vhd(false, true))
+    vhd_subject("VHD, differencing", vhd(false, true), 0)
 }
 
 pub(crate) fn vhdx_fixed() -> Subject {
-    vhdx_subject("VHDX, fixed", vhdx(true, false))
+    vhdx_subject("VHDX, fixed", vhdx(true, false), 0)
 }
 
 pub(crate) fn vhdx_dynamic() -> Subject {
-    vhdx_subject("VHDX, dynamic", vhdx(false, false))
+    vhdx_subject("VHDX, dynamic", vhdx(false, false), 0)
 }
 
 pub(crate) fn vhdx_differencing() -> Subject {
-    vhdx_subject("VHDX, differencing", vhdx(false, true))
+    vhdx_subject("VHDX, differencing", vhdx(false, true), 0)
+}
+
+pub(crate) fn vhd_parent() -> Subject {
+    vhd_subject("VHD, the parent of another", vhd(false, true), 1)
+}
+
+pub(crate) fn vhdx_parent() -> Subject {
+    vhdx_subject("VHDX, the parent of another", vhdx(false, true), 1)
 }

@@ -3,7 +3,7 @@
 //! Owns: the judgement. Must not know: which field was damaged.
 
 use crate::chains::{name, pattern};
-use crate::images::{File, Subject};
+use crate::images::Subject;
 use crate::support::SpecDisk;
 use crate::support::spec::vhdx_log::TOO_MANY_ZEROS;
 use std::io;
@@ -108,12 +108,24 @@ impl<'a> Trial<'a> {
         Self { subject, before }
     }
 
-    fn open(&self, leaf: Arc<dyn Storage>, access: Access) -> vhdkit::Result<Chain> {
-        let mut layers = vec![Layer::open(leaf, access)?.named(name(2))];
-        for parent in self.subject.storages.iter().skip(1) {
-            layers.push(Layer::open(Arc::new(parent.clone()), Access::Read)?.named(name(1)));
+    /// The chain with `file` in the place of the damaged layer and `leaf` as its leaf, unless that is the damaged one.
+    fn open(&self, file: &Arc<Counting>, leaf: &Arc<Counting>, access: Access) -> vhdkit::Result<Chain> {
+        let mut layers = Vec::new();
+        for (index, sound) in self.subject.storages.iter().enumerate() {
+            let storage: Arc<dyn Storage> = match index {
+                _ if index == self.subject.damaged => Arc::clone(file) as Arc<dyn Storage>,
+                0 => Arc::clone(leaf) as Arc<dyn Storage>,
+                _ => Arc::new(sound.clone()),
+            };
+            let access = if index == 0 { access } else { Access::Read };
+            layers.push(Layer::open(storage, access)?.named(name(self.subject.storages.len() - index)));
         }
         Chain::from_layers(layers)
+    }
+
+    /// As [`open`](Self::open), over copies that are thrown away.
+    fn look(&self, file: &MemoryStorage, access: Access) -> vhdkit::Result<Chain> {
+        self.open(&Counting::new(file.clone()), &Counting::new(self.subject.storages[0].clone()), access)
     }
 
     /// Whether `file` opened; or what is wrong with the answers.
@@ -127,7 +139,7 @@ impl<'a> Trial<'a> {
 
     /// Whether `file` shows what the subject showed.
     pub(crate) fn read_as_before(&self, file: &MemoryStorage) -> Result<(), String> {
-        let chain = self.open(Counting::new(file.clone()), Access::Read).map_err(|error| error.to_string())?;
+        let chain = self.look(file, Access::Read).map_err(|error| error.to_string())?;
         let mut bytes = vec![0; self.before.len()];
         chain.read_at(&mut bytes, 0).map_err(|error| error.to_string())?;
         if bytes == self.before { Ok(()) } else { Err("other bytes".to_owned()) }
@@ -135,11 +147,11 @@ impl<'a> Trial<'a> {
 
     fn read_and_write(&self, file: &MemoryStorage, structures: &[Structure]) -> Result<bool, String> {
         let untouched = file.clone();
-        let chain = match self.open(Counting::new(file.clone()), Access::Read) {
+        let chain = match self.look(file, Access::Read) {
             Ok(chain) => chain,
             Err(error) => {
                 typed(&error, structures)?;
-                if let Ok(chain) = self.open(Counting::new(file.clone()), Access::Write) {
+                if let Ok(chain) = self.look(file, Access::Write) {
                     drop(chain);
                     return Err(format!("opens for writing, though not for reading: {error}"));
                 }
@@ -159,6 +171,9 @@ impl<'a> Trial<'a> {
         }
         self.compare(&untouched, &seen)?;
         self.write(file, &seen, structures)?;
+        if untouched.to_bytes().ok() != file.to_bytes().ok() {
+            return Err("the file itself was written to".to_owned());
+        }
         Ok(true)
     }
 
@@ -193,8 +208,8 @@ impl<'a> Trial<'a> {
 
     /// A write in the first block and one in the last: done, and nothing else is, or refused.
     fn write(&self, file: &MemoryStorage, seen: &Windows<Error>, structures: &[Structure]) -> Result<(), String> {
-        let counting = Counting::new(file.clone());
-        let mut chain = match self.open(counting.clone(), Access::Write) {
+        let (damaged, leaf) = (Counting::new(file.clone()), Counting::new(self.subject.storages[0].clone()));
+        let mut chain = match self.open(&damaged, &leaf, Access::Write) {
             Ok(chain) => chain,
             Err(error) => return typed(&error, structures),
         };
@@ -213,7 +228,8 @@ impl<'a> Trial<'a> {
             typed(&error, structures)?;
             done.clear();
         }
-        let after = self.open(Counting::new(counting.inner.clone()), Access::Read);
+        let again = |storage: &Arc<Counting>| Counting::new(storage.inner.clone());
+        let after = self.open(&again(&damaged), &again(&leaf), Access::Read);
         let after = after.map_err(|error| format!("does not open after a write: {error}"))?;
         for (at, bytes) in &done {
             let mut found = vec![0; bytes.len()];
@@ -253,19 +269,24 @@ fn second(disk: &SpecDisk<'_>, at: u64, answer: &Result<Vec<u8>, Error>) -> Opti
 
 /// An error has to say what is wrong with which structure.
 fn typed(error: &Error, structures: &[Structure]) -> Result<(), String> {
-    let structure = error.problem().map(|problem| problem.structure);
-    let named = structure.is_some_and(|structure| structures.contains(&structure));
-    let kind = error.kind();
-    let unknown = kind == ErrorKind::UnknownFormat && structures.iter().any(|one| File::MARKS.contains(one));
-    // A saved state is no damage, and an image of another type does not fit its parent.
-    let refused = kind == ErrorKind::Refused && structures.contains(&Structure::VhdFooter);
-    let link = matches!(kind, ErrorKind::Chain | ErrorKind::ParentNotFound | ErrorKind::ParentMismatch)
-        && structures.contains(&Structure::ParentLink);
-    // The sequence number at its end: valid, but there is none left for a writer.
-    let refused = refused || kind == ErrorKind::Unsupported && structures.contains(&Structure::VhdxHeader);
-    if named || unknown || refused || link {
+    let named = blame(error);
+    if named.is_some_and(|structure| structures.contains(&structure)) {
         Ok(())
     } else {
-        Err(format!("an error that names {structure:?}: {error:?}"))
+        Err(format!("an error that names {named:?}: {error:?}"))
     }
+}
+
+/// The structure that `error` is about; what is no error of a structure counts for the one that says it.
+fn blame(error: &Error) -> Option<Structure> {
+    let by_kind = || match error.kind() {
+        ErrorKind::UnknownFormat => Some(Structure::File),
+        // A saved state is no damage.
+        ErrorKind::Refused => Some(Structure::VhdFooter),
+        // The sequence number at its end: valid, but there is none left for a writer.
+        ErrorKind::Unsupported => Some(Structure::VhdxHeader),
+        ErrorKind::Chain | ErrorKind::ParentNotFound | ErrorKind::ParentMismatch => Some(Structure::ParentLink),
+        _ => None,
+    };
+    error.problem().map(|problem| problem.structure).or_else(by_kind)
 }

@@ -141,6 +141,7 @@ fn log_must_be_placed_when_it_is_in_use() {
         (u64::MAX - 0xF_FFFF, 0x10_0000),
     ] {
         let header = Header { log_length, log_offset, ..sample() };
+        assert!(header.log_range().is_empty(), "it lies over nothing");
         let (pair, findings) = read(&file([Some(header), Some(header)]));
         assert!(pair.is_ok());
         let expected = if log_length == 0 { Severity::Warning } else { Severity::Error };

@@ -106,10 +106,7 @@ impl Mending {
         (geometry, metadata): (&Geometry, &Range<u64>),
         header: &Header,
     ) -> Result<Range<u64>> {
-        let mut taken = vec![metadata.clone()];
-        if header.log_is_placed() {
-            taken.push(header.log_offset..header.log_offset.saturating_add(u64::from(header.log_length)));
-        }
+        let taken = [metadata.clone(), header.log_range()];
         let len = geometry.region_len();
         let ranges = |at: u64| at..at.saturating_add(len);
         let free = |at: u64| !taken.iter().any(|taken| taken.start < ranges(at).end && at < taken.end);
