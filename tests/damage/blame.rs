@@ -94,7 +94,7 @@ pub(crate) fn vhdx(name: &str) -> &'static [S] {
         ("item", _) => item(name),
         ("locator", "type" | "count") => &[S::VhdxLocator],
         ("locator pair", _) => &[S::VhdxLocator],
-        // An entry without the other kind beside it: the error is about the pair.
+        // An entry moved onto the space of another: the error names what lies there.
         ("BAT entry", "") => &[S::VhdxBat, S::VhdxBlock, S::VhdxBitmap],
         ("BAT entry of the bitmap", "") => &[S::VhdxBat, S::VhdxBitmap],
         ("log entry", _) => log_entry(field),
