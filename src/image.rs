@@ -5,7 +5,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
-use crate::link::{DiskKind, GrowAs, ImageId, NewParent, ParentLink};
+use crate::link::{DiskKind, GrowAs, ImageId, NewParent, ParentLink, SavedLink};
 use crate::map::{BlockMap, BlockSink};
 use crate::mend::{CheckSummary, RepairKind, Salvaged, Step};
 use crate::raw::Raw;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 /// An image format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Format {
     /// A flat file.
@@ -301,6 +301,31 @@ impl Image {
         match self {
             Self::Vhdx(image) => image.end_session(),
             Self::Vhd(_) | Self::Raw(_) => Ok(()),
+        }
+    }
+
+    /// The link of a differencing image as it is, to be put back later; `None` when it has none.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub fn saved_link(&self) -> Result<Option<SavedLink>> {
+        match self {
+            Self::Vhd(image) => image.saved_link(),
+            Self::Vhdx(image) => image.saved_link(),
+            Self::Raw(_) => Ok(None),
+        }
+    }
+
+    /// Puts back a link that [`saved_link`](Self::saved_link) kept. Durable on return; after a crash the link there was
+    /// stands or the one that was kept.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the image is not differencing or the link is of another format; what the storage answers.
+    pub fn restore_link(&mut self, link: &SavedLink) -> Result<()> {
+        match self {
+            Self::Vhd(image) => image.restore_link(link),
+            Self::Vhdx(image) => image.restore_link(link),
+            Self::Raw(_) => Err(Error::new(ErrorKind::InvalidInput, "a raw image has no parent")),
         }
     }
 

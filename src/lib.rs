@@ -46,7 +46,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use finding::{Finding, Findings, MAX_FINDINGS, Severity};
 pub use guid::Guid;
 pub use image::{Format, Image};
-pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint};
+pub use link::{DiskKind, GrowAs, HintKind, ImageId, NewParent, ParentLink, ParentPaths, PathHint, SavedLink};
 pub use map::{BlockMap, BlockSink, Content, Extent, Place, Reservation, Source, Want};
 pub use mend::{Assumption, CheckSummary, RepairKind};
 pub use problem::{Fault, Problem, Structure};

@@ -120,3 +120,9 @@ pub struct NewParent {
     /// The parent file's modification time in seconds since 2000-01-01 UTC, or 0 (VHD only).
     pub timestamp: u32,
 }
+
+/// A child's link as its file holds it, kept to be put back: identities, every path in its own encoding, their order.
+/// Opaque; it fits images of the format it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SavedLink(pub(crate) Vec<u8>);

@@ -11,6 +11,8 @@ mod convert;
 mod create;
 mod forest;
 mod hash;
+#[cfg(feature = "registry")]
+mod import;
 mod info;
 mod job;
 mod map;
@@ -39,6 +41,11 @@ pub use forest::{
     BrokenFile, Duplicate, Forest, ForestImage, ForestParent, Help, LinkState, MAX_FOREST_IMAGES, forest,
 };
 pub use hash::{HashKind, HashOptions, HashReport, TREE_CHUNK, hash};
+#[cfg(feature = "registry")]
+pub use import::{
+    CleanupReport, ExportOptions, FoundBy, ImportOptions, ImportOutcome, ImportReport, Imported, ImportedChain,
+    Manifest, ManifestFile, MissingFile, NotImported, adopt, cleanup_import, export, import, imports,
+};
 pub use info::{ChainLink, Info, LogState, ParentInfo, info};
 pub use job::{Cancel, Job, JobState, Wait};
 pub use map::{ChangedRange, Changes, ExtentState, MapExtent, MapExtents, changes, map};

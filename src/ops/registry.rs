@@ -115,15 +115,7 @@ impl Registry {
         require_name(name)?;
         self.make()?;
         let path = self.path(kind, name);
-        let text = serde_json::to_vec_pretty(&Envelope { version: VERSION, record }).map_err(|error| {
-            Error::new(ErrorKind::InvalidInput, format_args!("the record cannot be written: {error}"))
-                .with_path(&path)
-                .with_hint("records are JSON: names of files must be UTF-8")
-        })?;
-        let file = AtomicFile::create(&path)?;
-        let written = file.storage().write_all_at(&text, 0);
-        written.map_err(|error| Error::io("write the record", error).with_path(&path))?;
-        file.commit(true)
+        write_record(&path, record, true)
     }
 
     /// The record `name` of `kind`, or `None`.
@@ -200,6 +192,29 @@ fn require_name(name: &str) -> Result<()> {
     let message = format_args!("{name:?} cannot be the name of a record").to_string();
     let hint = format_args!("use up to {MAX_NAME} letters, digits, '-', '_' and '.'").to_string();
     Err(Error::new(ErrorKind::InvalidInput, message).with_hint(hint))
+}
+
+/// The text of a record.
+///
+/// # Errors
+/// `InvalidInput` for paths that are not UTF-8.
+pub(super) fn to_text<T: Serialize>(record: &T) -> Result<String> {
+    serde_json::to_string_pretty(&Envelope { version: VERSION, record }).map_err(|error| {
+        Error::new(ErrorKind::InvalidInput, format_args!("the record cannot be written: {error}"))
+            .with_hint("records are JSON: names of files must be UTF-8")
+    })
+}
+
+/// Writes one record file; durable on return.
+///
+/// # Errors
+/// `Refused` when it exists and may not be replaced; as [`to_text`]; what the system answers.
+pub(super) fn write_record<T: Serialize>(path: &Path, record: &T, overwrite: bool) -> Result<()> {
+    let text = to_text(record).map_err(|error| error.with_path(path))? + "\n";
+    let file = AtomicFile::create(path)?;
+    let written = file.storage().write_all_at(text.as_bytes(), 0);
+    written.map_err(|error| Error::io("write the record", error).with_path(path))?;
+    file.commit(overwrite)
 }
 
 /// Reads one record file.

@@ -9,6 +9,7 @@ use crate::problem::{Fault, Problem};
 use crate::units::{KIB, MIB, SECTOR, round_up};
 use std::mem::offset_of;
 use std::ops::Range;
+use zerocopy::big_endian::U16;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The smallest block read or made; the format has no lower limit, but smaller ones would be mostly bitmap.
@@ -217,6 +218,11 @@ impl Header {
         raw.parent_unique_id = id;
         raw.seal();
         Self { raw }
+    }
+
+    /// The parent's id, its time and its name, as they are.
+    pub(super) fn parent_fields(&self) -> ([u8; 16], u32, &[U16; 256]) {
+        (self.raw.parent_unique_id, self.raw.parent_timestamp.get(), &self.raw.parent_name)
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

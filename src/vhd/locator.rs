@@ -2,6 +2,10 @@
 //!
 //! Owns: platform codes, text encodings, and where locator data may lie. Must not know: how a path is resolved.
 
+mod kept;
+
+pub(super) use kept::{Kept, keep};
+
 use super::header::Header;
 use super::raw::{RawHeader, RawLocator, SECTOR_BYTES, Site};
 use super::store::Store;

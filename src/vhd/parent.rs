@@ -11,12 +11,12 @@ use super::bat::Bat;
 use super::create::{vhd_id, write_areas};
 use super::header::Header;
 use super::image::Vhd;
-use super::locator::{self, Locators};
+use super::locator::{self, Composed, Locators};
 use super::raw::{HEADER_LEN, SECTOR_BYTES, Site};
 use super::space::FILE_UNIT;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
-use crate::link::{DiskKind, NewParent};
+use crate::link::{DiskKind, NewParent, SavedLink};
 use crate::problem::Structure;
 use crate::units::round_up;
 
@@ -31,6 +31,30 @@ impl Vhd {
     /// storage answers.
     pub fn set_parent(&mut self, parent: &NewParent) -> Result<()> {
         let id = vhd_id(parent)?;
+        self.write_link(id, parent.timestamp, &|at| locator::compose(&parent.paths, at))
+    }
+
+    /// The link as it is; `None` when the image is not differencing.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub fn saved_link(&self) -> Result<Option<SavedLink>> {
+        let Some(sparse) = self.sparse.as_ref().filter(|_| self.kind() == DiskKind::Differencing) else {
+            return Ok(None);
+        };
+        locator::keep(&self.store, &sparse.header).map(|bytes| Some(SavedLink(bytes)))
+    }
+
+    /// Puts back a link that was kept. A crash leaves the link there is or the one that was kept.
+    ///
+    /// # Errors
+    /// As [`set_parent`](Self::set_parent); `InvalidInput` also when `link` is not that of a VHD.
+    pub fn restore_link(&mut self, link: &SavedLink) -> Result<()> {
+        let kept = locator::Kept::parse(&link.0)?;
+        self.write_link(kept.id, kept.timestamp, &|at| kept.compose(at))
+    }
+
+    fn write_link(&mut self, id: [u8; 16], timestamp: u32, compose: &dyn Fn(u64) -> Result<Composed>) -> Result<()> {
         if self.kind() != DiskKind::Differencing {
             return Err(Error::new(ErrorKind::InvalidInput, "only a differencing disk has a parent"));
         }
@@ -41,8 +65,8 @@ impl Vhd {
             return Ok(());
         };
         let away = round_up(end, FILE_UNIT).unwrap_or(end);
-        let composed = locator::compose(&parent.paths, away.saturating_add(HEADER_LEN))?;
-        let header = old.with_parent(id, parent.timestamp, composed.entries, &composed.name);
+        let composed = compose(away.saturating_add(HEADER_LEN))?;
+        let header = old.with_parent(id, timestamp, composed.entries, &composed.name);
         self.ensure_tail(composed.end)?;
         write_areas(&self.store, &composed)?;
         self.store.write("the dynamic header", header.bytes(), away)?;

@@ -1,4 +1,5 @@
 //! Operations between images that outlive a process: snapshot sets, imports, resyncs, replicas.
 
+mod import;
 mod lab;
 mod session;
