@@ -127,6 +127,11 @@ impl<'a> Watch<'a> {
         Watch { observer: Some(observer), cancel: self.cancel }
     }
 
+    /// The same without the observer: for the part of an operation whose numbers are not those it reports.
+    pub(crate) fn unobserved(&self) -> Self {
+        Self { observer: None, cancel: self.cancel }
+    }
+
     /// Tells the observer, if there is one.
     pub(crate) fn report(&self, progress: Progress) {
         if let Some(observer) = self.observer {

@@ -13,6 +13,7 @@ mod holders;
 mod io;
 mod link;
 mod locate;
+mod marks;
 mod open;
 mod pieces;
 mod scan;
@@ -23,6 +24,7 @@ pub use io::ChainReader;
 pub(crate) use link::{check as check_link, stackable as check_stackable};
 pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
+pub(crate) use marks::resync_mark;
 pub use open::ChainOptions;
 pub(crate) use pieces::piece_at;
 pub use pieces::{Owner, Piece, Pieces};
@@ -35,6 +37,7 @@ pub(crate) use windows::is_windows_path;
 use crate::copy::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
+use crate::guest::ReadAt;
 use crate::image::Image;
 use crate::mend::Assumption;
 use crate::storage::{Access, FileStorage, Storage};
@@ -327,4 +330,18 @@ impl Chain {
 
 fn no_layer(index: usize) -> Error {
     Error::new(ErrorKind::Chain, format_args!("the chain has no layer {index}"))
+}
+
+impl ReadAt for Chain {
+    fn size(&self) -> u64 {
+        self.virtual_size()
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.logical_sector_size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        Self::read_at(self, buf, offset)
+    }
 }

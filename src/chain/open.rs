@@ -7,7 +7,7 @@
 use super::locate::{self, Candidates, ParentPolicy};
 use super::search::{self, Index};
 use super::windows::PathMap;
-use super::{Layer, MAX_LAYERS, link};
+use super::{Layer, MAX_LAYERS, link, marks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::image::Image;
@@ -247,6 +247,7 @@ fn open_layer(path: &Path, file: FileStorage, access: Access, raw: bool) -> Resu
     let file = Arc::new(file);
     let storage: Arc<dyn Storage> = Arc::clone(&file) as Arc<dyn Storage>;
     let mut findings = Findings::new();
+    marks::note(path, &mut findings);
     let image = if raw {
         Image::open_raw(Arc::clone(&storage), access)
     } else {

@@ -164,6 +164,12 @@ pub(super) struct Comparison<'a> {
     exact_maps: bool,
 }
 
+/// What was found of some of both.
+pub(super) struct Step {
+    pub(super) known_equal: u64,
+    pub(super) ranges: Vec<Range<u64>>,
+}
+
 /// Some of both, to be compared next.
 #[derive(Default)]
 struct Batch<'a> {
@@ -187,6 +193,29 @@ impl<'a> Comparison<'a> {
         self
     }
 
+    /// The part `range` of both only.
+    pub(super) fn within(mut self, range: Range<u64>) -> Result<Self> {
+        for view in &mut self.views {
+            view.pieces = Pieces::over(view.layers, 0, range.clone());
+        }
+        (self.at, self.end) = (range.start, range.end);
+        Ok(self)
+    }
+
+    /// How far it has got.
+    pub(super) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Some more of both: how much of it needs no reading, and where the rest differs, in multiples of `unit` bytes.
+    pub(super) fn step(&mut self, copier: &Copier, unit: u64, meter: &Meter<'_>) -> Result<Step> {
+        let batch = self.next_batch()?;
+        let mut ranges = copier.differences(&batch.pairs, unit, meter)?;
+        ranges.extend(batch.different);
+        ranges.sort_by_key(|range| range.start);
+        Ok(Step { known_equal: batch.known_equal, ranges })
+    }
+
     pub(super) fn run(mut self, options: &CompareOptions, watch: &Watch<'_>) -> Result<CompareReport> {
         let [one, other] = [self.views[0].size, self.views[1].size];
         let mut report = CompareReport { virtual_size: one, other_virtual_size: other, ..CompareReport::default() };
@@ -194,14 +223,9 @@ impl<'a> Comparison<'a> {
         let copier = Copier::new(options.jobs)?;
         while self.at < self.end {
             meter.check()?;
-            let batch = self.next_batch()?;
-            report.known_equal += batch.known_equal;
-            let mut found = copier.differences(&batch.pairs, SECTOR, &meter)?;
-            found.extend(batch.different);
-            found.sort_by_key(|range| range.start);
-            for range in found {
-                report.add(range);
-            }
+            let step = self.step(&copier, SECTOR, &meter)?;
+            report.known_equal += step.known_equal;
+            step.ranges.into_iter().for_each(|range| report.add(range));
             report.examined = self.at;
             meter.reached(self.at);
             if report.differing > 0 && !options.all {

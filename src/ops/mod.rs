@@ -26,6 +26,8 @@ mod reparent;
 mod rescue;
 mod resize;
 #[cfg(feature = "registry")]
+mod resync;
+#[cfg(feature = "registry")]
 mod session;
 mod snapshot;
 mod stream;
@@ -59,6 +61,8 @@ pub use rescue::{
     rescue_layers,
 };
 pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
+#[cfg(feature = "registry")]
+pub use resync::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers, resync};
 #[cfg(feature = "registry")]
 pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,

@@ -5,13 +5,14 @@
 
 mod feed;
 
-use crate::chain::Layer;
+use crate::chain::{Layer, Owner, Piece, Pieces};
 use crate::copy::{CHUNK, Copier, Meter, Move, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{BlockSink, Content, Place, Source, Want};
 use crate::storage::Storage;
 use crate::units::round_down;
 use feed::{Feed, MAX_BLOCK, Part};
+use std::ops::Range;
 
 /// What moves where.
 #[derive(Debug)]
@@ -106,6 +107,35 @@ impl Transfer<'_> {
         meter.check()?;
         let Some(batch) = feed.next_batch(sink.block_size())? else { return Ok(None) };
         let end = batch.last().map_or(0, Part::end);
+        self.write(batch, sink, copier, meter)?;
+        Ok(Some(end))
+    }
+
+    /// Moves all that the layers show in `ranges`, which ascend, into `sink`: zeros where none of them says anything. One
+    /// batch: the caller sees to it that it is not too large, and flushes.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) fn run_ranges(
+        &self,
+        ranges: &[Range<u64>],
+        sink: &mut dyn BlockSink,
+        copier: &Copier,
+        meter: &Meter<'_>,
+    ) -> Result<()> {
+        let mut parts = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            for piece in Pieces::over(self.layers, 0, range.clone()) {
+                let Piece { offset, len, owner } = piece?;
+                let from = if let Owner::Layer { index, at } = owner { Some((index, at.get())) } else { None };
+                parts.push(Part { offset, len, from });
+            }
+        }
+        self.write(parts, sink, copier, meter)
+    }
+
+    /// Reserve, copy, sync, publish.
+    fn write(&self, batch: Vec<Part>, sink: &mut dyn BlockSink, copier: &Copier, meter: &Meter<'_>) -> Result<()> {
         let parts = self.needed(batch, sink, copier, meter)?;
         if !parts.is_empty() {
             let reservation = sink.reserve(wants(&parts))?;
@@ -114,7 +144,7 @@ impl Transfer<'_> {
             sink.storage().sync().map_err(|error| Error::io("sync data", error))?;
             sink.publish(reservation)?;
         }
-        Ok(Some(end))
+        Ok(())
     }
 
     /// What [`run`](Self::run) would cost, from the maps alone.

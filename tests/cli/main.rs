@@ -5,6 +5,7 @@ mod chains;
 mod changing;
 mod comparing;
 mod converting;
+mod landing;
 mod mending;
 mod merging;
 mod parents;

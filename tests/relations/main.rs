@@ -2,4 +2,5 @@
 
 mod import;
 mod lab;
+mod resync;
 mod session;

@@ -19,6 +19,7 @@ use crate::commands::compare::{self, CompareArgs};
 use crate::commands::convert::{self, ConvertArgs};
 use crate::commands::create::{self, CreateArgs};
 use crate::commands::hash::{self, HashArgs};
+use crate::commands::import::{self, AdoptArgs, ExportArgs, ImportArgs, ImportsArgs};
 use crate::commands::info::{self, InfoArgs};
 use crate::commands::map::{self, MapArgs};
 use crate::commands::merge::{self, MergeArgs};
@@ -28,10 +29,12 @@ use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::rescue::{self, RescueArgs};
 use crate::commands::resize::{self, ResizeArgs};
+use crate::commands::resync::{self, ResyncArgs};
 use crate::commands::session::SessionArgs;
 use crate::commands::set::{self, SetArgs};
 use crate::commands::snapshot::{self, SnapshotArgs};
 use crate::commands::snapshot_set::{self, SnapshotSetArgs};
+use crate::commands::standalone::{self, BreakArgs};
 use crate::commands::write::{self, WriteArgs};
 use crate::interrupt::OnSignal;
 use crate::output::Failure;
@@ -112,6 +115,18 @@ pub(crate) enum Verb {
     Check(CheckArgs),
     /// Mend what can be mended, with a way back
     Repair(RepairArgs),
+    /// Make disks show what other disks show, moving only what differs
+    Resync(ResyncArgs),
+    /// Describe chains in a manifest that goes with their files to another machine
+    Export(ExportArgs),
+    /// Find the files of a manifest and make their chains open here
+    Import(ImportArgs),
+    /// Make the chains open whose files lie in a directory, wherever they came from
+    Adopt(AdoptArgs),
+    /// Show what imports wrote, or take it back
+    Imports(ImportsArgs),
+    /// Flatten a chain into one image that is independent of it
+    Break(BreakArgs),
     /// Give each of several disks a new leaf: all of them or none
     SnapshotSet(SnapshotSetArgs),
     /// Show or end snapshot sets whose program died
@@ -145,6 +160,12 @@ impl Verb {
             Self::Chain(args) => chain::run(args),
             Self::Check(args) => check::run(args),
             Self::Repair(args) => repair::run(args, session),
+            Self::Resync(args) => resync::run(args, session),
+            Self::Export(args) => import::export(args, session),
+            Self::Import(args) => import::import(args, session),
+            Self::Adopt(args) => import::adopt(args, session),
+            Self::Imports(args) => import::imports(args, session),
+            Self::Break(args) => standalone::run(args, session).map_err(|failure| args.from.explain(failure)),
             Self::SnapshotSet(args) => snapshot_set::run(args, session),
             Self::Session(args) => crate::commands::session::run(args, session),
             Self::Rescue(args) => rescue::run(args, session).map_err(|failure| args.from.explain(failure)),
@@ -160,13 +181,16 @@ impl Verb {
             }
             Self::Compare(_) | Self::Hash(_) | Self::Map(_) | Self::Changes(_) => return OnSignal::Exit,
             Self::Convert(args) if args.to_stdout() => return OnSignal::Exit,
+            Self::Export(_) | Self::Imports(_) => return OnSignal::Exit,
             Self::Metadata(args) if args.only_reads() => return OnSignal::Exit,
             Self::Set(_) | Self::Metadata(_) => "run the same change again, with --relink if it had that",
             Self::Resize(_) => "the disk has the old size or the new one; run the same resize again to finish it",
-            Self::Create(_) | Self::Convert(_) | Self::Rescue(_) | Self::Snapshot(_) => {
+            Self::Create(_) | Self::Convert(_) | Self::Rescue(_) | Self::Snapshot(_) | Self::Break(_) => {
                 "the new image was not made; a hidden .partial file may be left"
             }
             Self::Write(_) => "the disk holds part of the input",
+            Self::Import(_) | Self::Adopt(_) => "links that were written are right; run the same import again",
+            Self::Resync(_) => "the target holds parts of two disks; run the same resync again to finish it",
             Self::Repair(_) => "run the same repair again to finish it, or with --undo to take it back",
             Self::SnapshotSet(_) | Self::Session(_) => {
                 "`vhdkit session recover` ends what the set had begun, and releases whom it had told"
