@@ -26,6 +26,8 @@ mod reparent;
 mod rescue;
 mod resize;
 #[cfg(feature = "registry")]
+mod replica;
+#[cfg(feature = "registry")]
 mod resync;
 #[cfg(feature = "registry")]
 mod session;
@@ -61,6 +63,11 @@ pub use rescue::{
     rescue_layers,
 };
 pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
+#[cfg(feature = "registry")]
+pub use replica::{
+    Capability, CopyState, Group, GroupReport, GroupView, Leads, ModifyOptions, ModifyReport, Operation, Pending,
+    Relation, RelationView, Replicas, ReturnCode, SyncType, capabilities,
+};
 #[cfg(feature = "registry")]
 pub use resync::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers, resync};
 #[cfg(feature = "registry")]

@@ -169,7 +169,7 @@ fn moved_and_renamed_files_are_found_by_identity_and_linked_anew() {
     assert_eq!(hint(&export.at(1), HintKind::Absolute).as_deref(), Some("\\\\?\\E:\\VMs\\d0\\x0.vhdx"));
     assert_eq!(hint(&export.at(4), HintKind::Absolute).as_deref(), Some("E:\\VMs\\d3\\x3.vhd"));
     // Again there is nothing to do.
-    let again = import(&export.manifest, &new, &options.clone().verify_hash(false), &Watch::none()).unwrap();
+    let again = import(&export.manifest, &new, &options.verify_hash(false), &Watch::none()).unwrap();
     assert_eq!((again.outcome, again.id), (ImportOutcome::Complete, None));
     // And back: every link is as it was, with its old paths in their old order.
     let links_before: Vec<_> = [1, 2, 4].map(|index| before[&export.at(index)].clone()).into();

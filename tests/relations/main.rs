@@ -2,5 +2,6 @@
 
 mod import;
 mod lab;
+mod replica;
 mod resync;
 mod session;

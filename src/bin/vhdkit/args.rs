@@ -29,6 +29,7 @@ use crate::commands::repair::{self, RepairArgs};
 use crate::commands::reparent::{self, ReparentArgs};
 use crate::commands::rescue::{self, RescueArgs};
 use crate::commands::resize::{self, ResizeArgs};
+use crate::commands::replica::{self, GroupArgs, ReplicaArgs};
 use crate::commands::resync::{self, ResyncArgs};
 use crate::commands::session::SessionArgs;
 use crate::commands::set::{self, SetArgs};
@@ -117,6 +118,10 @@ pub(crate) enum Verb {
     Repair(RepairArgs),
     /// Make disks show what other disks show, moving only what differs
     Resync(ResyncArgs),
+    /// Keep copies of disks: mirrors, clones and snapshots with their states
+    Replica(ReplicaArgs),
+    /// Keep relations together
+    Group(GroupArgs),
     /// Describe chains in a manifest that goes with their files to another machine
     Export(ExportArgs),
     /// Find the files of a manifest and make their chains open here
@@ -161,6 +166,8 @@ impl Verb {
             Self::Check(args) => check::run(args),
             Self::Repair(args) => repair::run(args, session),
             Self::Resync(args) => resync::run(args, session),
+            Self::Replica(args) => replica::run(args, session),
+            Self::Group(args) => replica::group(args, session),
             Self::Export(args) => import::export(args, session),
             Self::Import(args) => import::import(args, session),
             Self::Adopt(args) => import::adopt(args, session),
@@ -190,6 +197,7 @@ impl Verb {
             }
             Self::Write(_) => "the disk holds part of the input",
             Self::Import(_) | Self::Adopt(_) => "links that were written are right; run the same import again",
+            Self::Replica(_) | Self::Group(_) => "run the same operation again to finish it",
             Self::Resync(_) => "the target holds parts of two disks; run the same resync again to finish it",
             Self::Repair(_) => "run the same repair again to finish it, or with --undo to take it back",
             Self::SnapshotSet(_) | Self::Session(_) => {

@@ -15,7 +15,7 @@ mod record;
 pub use options::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers};
 
 use super::transfer::{Milestones, Transfer};
-use crate::chain::{Chain, Layer, Owner, resync_mark};
+use crate::chain::{Chain, ChainOptions, Layer, Owner, resync_mark};
 use crate::copy::{Copier, Meter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::{Partition, PartitionTable};
@@ -53,6 +53,15 @@ pub fn resync(pairs: &[ResyncPair], options: &ResyncOptions, watch: &Watch<'_>) 
         report.pairs.push(if options.dry_run { one.look(options, watch)? } else { one.run(options, watch)? });
     }
     Ok(report)
+}
+
+/// Remembers that the image at `target` holds what the chain at `source` shows, for who made it so by other means.
+///
+/// # Errors
+/// Those of opening both, and of writing the record.
+pub(super) fn remember(source: &Path, target: &Path, options: &ChainOptions) -> Result<()> {
+    let open = |path: &Path| Chain::open(path, &options.clone().access(Access::Read).locked(false));
+    Record::write(target, &open(source)?, &open(target)?)
 }
 
 /// Refuses pairs that would write what another of them, or their own source, reads.

@@ -19,6 +19,7 @@ pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod rescue;
 pub(crate) mod resize;
+pub(crate) mod replica;
 pub(crate) mod resync;
 pub(crate) mod session;
 pub(crate) mod set;
