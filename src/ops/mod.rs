@@ -23,10 +23,10 @@ mod paths;
 mod registry;
 mod repair;
 mod reparent;
-mod rescue;
 mod resize;
 #[cfg(feature = "registry")]
 mod replica;
+mod rescue;
 #[cfg(feature = "registry")]
 mod resync;
 #[cfg(feature = "registry")]
@@ -58,15 +58,15 @@ pub use merge::{
 };
 pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, repair_storage, undo_file, undo_repair};
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};
-pub use rescue::{
-    Doubt, LossCause, LostRange, MAX_FILL, MAX_LOST_RANGES, RescueOptions, RescueReport, RescuedFile, rescue,
-    rescue_layers,
-};
 pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 #[cfg(feature = "registry")]
 pub use replica::{
     Capability, CopyState, Group, GroupReport, GroupView, Leads, ModifyOptions, ModifyReport, Operation, Pending,
     Relation, RelationView, Replicas, ReturnCode, SyncType, capabilities,
+};
+pub use rescue::{
+    Doubt, LossCause, LostRange, MAX_FILL, MAX_LOST_RANGES, RescueOptions, RescueReport, RescuedFile, rescue,
+    rescue_layers,
 };
 #[cfg(feature = "registry")]
 pub use resync::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers, resync};
