@@ -9,6 +9,7 @@
 mod ahead;
 mod differ;
 mod engine;
+mod inside;
 mod meter;
 
 pub(crate) use ahead::{Bytes, Run};

@@ -29,6 +29,8 @@ pub(super) struct Transfer<'a> {
     pub(super) skip: u64,
     /// Everything before this offset probably is: compare, and leave out what is the same.
     pub(super) compare: u64,
+    /// Data moves inside the file system or not at all.
+    pub(super) inside: bool,
 }
 
 /// Told how far a transfer has got.
@@ -140,7 +142,11 @@ impl Transfer<'_> {
         if !parts.is_empty() {
             let reservation = sink.reserve(wants(&parts))?;
             let work = self.work(&parts, reservation.places(), sink)?;
-            copier.run(work, meter)?;
+            if self.inside {
+                copier.run_inside(work, meter)?
+            } else {
+                copier.run(work, meter)?
+            }
             sink.storage().sync().map_err(|error| Error::io("sync data", error))?;
             sink.publish(reservation)?;
         }

@@ -267,6 +267,30 @@ fn an_interrupted_resync_marks_its_target_and_a_rerun_finishes() {
     }
 }
 
+#[test]
+fn data_moves_inside_the_file_system_or_not_at_all_when_asked() {
+    let lab = Lab::new();
+    let (source, target) = (lab.disk("s.vhdx", 4 * MIB), lab.disk("t.vhdx", 4 * MIB));
+    write(&source, MIB, &pattern(MIB, 1));
+    match resync(&[pair(&source, &target)], &options().require_offload(true), &Watch::none()) {
+        Ok(report) => assert_eq!(report.pairs[0].offloaded, MIB),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}"),
+    }
+    // Another file system is out of reach for most kernels; where it is not, everything went that way.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let far = elsewhere.path().join("t.vhdx");
+    fs::copy(&target, &far).unwrap();
+    write(&source, 2 * MIB, &pattern(MIB, 2));
+    match resync(&[pair(&source, &far)], &options().require_offload(true), &Watch::none()) {
+        Ok(report) => assert_eq!(report.pairs[0].offloaded, report.pairs[0].moved),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            assert!(mark(&far).exists());
+        }
+    }
+    synced(&source, &far, &options());
+}
+
 #[derive(Clone, Debug)]
 struct Change {
     disk: usize,

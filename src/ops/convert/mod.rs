@@ -78,7 +78,15 @@ pub fn convert(
     let watched = pass.watch();
     let meter = Meter::new(&watched, plan.size);
     let flat = parent.is_none();
-    let transfer = Transfer { layers, root: flat, fresh: flat, scan_zeros: options.scan_zeros, skip: 0, compare: 0 };
+    let transfer = Transfer {
+        layers,
+        root: flat,
+        fresh: flat,
+        scan_zeros: options.scan_zeros,
+        skip: 0,
+        compare: 0,
+        inside: false,
+    };
     // A conversion that is stopped leaves nothing behind to go on from.
     let milestones = Milestones { every: u64::MAX, reached: &|_| Ok(()) };
     transfer

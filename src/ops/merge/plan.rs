@@ -125,6 +125,7 @@ pub(super) fn make(chain: &Chain, span: Span, options: &MergeOptions) -> Result<
         scan_zeros: false,
         skip: 0,
         compare: 0,
+        inside: false,
     };
     let new_size = layers[span.source].image().virtual_size();
     let cost = transfer.cost(image.sink_view()).map_err(|error| target.blame(error))?;

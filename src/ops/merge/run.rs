@@ -122,6 +122,7 @@ impl Run<'_> {
             scan_zeros: self.options.scan_zeros,
             skip: if let Resume::Skip(done) = resume { done } else { 0 },
             compare: if let Resume::Compare(done) = resume { done } else { 0 },
+            inside: false,
         };
         transfer.run(target.sink(), &Copier::new(self.options.jobs)?, meter, &milestones)
     }

@@ -290,12 +290,12 @@ impl Opened {
         match newer {
             Some(layers) => {
                 report.by = WhatDiffers::Recorded;
-                let transfer = transfer(self.source.layers().get(..layers).unwrap_or_default(), &self.target);
+                let transfer = transfer(self.source.layers().get(..layers).unwrap_or_default(), &self.target, options);
                 let milestones = Milestones { every: u64::MAX, reached: &|_| Ok(()) };
                 let sink = self.target.layer_mut(0)?.image_mut().sink();
                 transfer.run(sink, &copier, meter, &milestones)?;
             }
-            None => self.write_differences(&copier, (meter, compared), report)?,
+            None => self.write_differences((&copier, options), (meter, compared), report)?,
         }
         if new < old {
             self.target.layer_mut(0)?.image_mut().set_virtual_size(new, GrowAs::Zero)?;
@@ -305,7 +305,7 @@ impl Opened {
 
     fn write_differences(
         &mut self,
-        copier: &Copier,
+        (copier, options): (&Copier, &ResyncOptions),
         (meter, compared): (&Meter<'_>, &Meter<'_>),
         report: &mut ResyncedPair,
     ) -> Result<()> {
@@ -313,7 +313,7 @@ impl Opened {
         while let Some(found) = find::next(&self.source, &self.target, at, (copier, compared))? {
             at = found.end;
             found.count(report);
-            let transfer = transfer(self.source.layers(), &self.target);
+            let transfer = transfer(self.source.layers(), &self.target, options);
             transfer.run_ranges(&found.ranges, self.target.layer_mut(0)?.image_mut().sink(), copier, meter)?;
             meter.reached(at);
         }
@@ -331,7 +331,7 @@ impl Opened {
     }
 }
 
-fn transfer<'a>(layers: &'a [Layer], target: &Chain) -> Transfer<'a> {
+fn transfer<'a>(layers: &'a [Layer], target: &Chain, options: &ResyncOptions) -> Transfer<'a> {
     Transfer {
         layers,
         root: target.leaf().image().kind() != DiskKind::Differencing,
@@ -339,5 +339,6 @@ fn transfer<'a>(layers: &'a [Layer], target: &Chain) -> Transfer<'a> {
         scan_zeros: true,
         skip: 0,
         compare: 0,
+        inside: options.require_offload,
     }
 }
