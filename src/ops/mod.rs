@@ -23,10 +23,10 @@ mod paths;
 mod registry;
 mod repair;
 mod reparent;
-mod resize;
 #[cfg(feature = "registry")]
 mod replica;
 mod rescue;
+mod resize;
 #[cfg(feature = "registry")]
 mod resync;
 #[cfg(feature = "registry")]
@@ -58,7 +58,6 @@ pub use merge::{
 };
 pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, repair_storage, undo_file, undo_repair};
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};
-pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 #[cfg(feature = "registry")]
 pub use replica::{
     Capability, CopyState, Group, GroupReport, GroupView, Leads, ModifyOptions, ModifyReport, Operation, Pending,
@@ -68,6 +67,7 @@ pub use rescue::{
     Doubt, LossCause, LostRange, MAX_FILL, MAX_LOST_RANGES, RescueOptions, RescueReport, RescuedFile, rescue,
     rescue_layers,
 };
+pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 #[cfg(feature = "registry")]
 pub use resync::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers, resync};
 #[cfg(feature = "registry")]

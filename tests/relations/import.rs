@@ -305,3 +305,24 @@ fn one_import_at_a_time_and_disks_with_one_id_are_warned_of() {
     let busy = adopt(lab.root.join("a"), &ImportOptions::new(), &Watch::none()).unwrap_err();
     assert_eq!(busy.kind(), ErrorKind::InUse);
 }
+
+#[test]
+fn whole_chains_get_identities_of_their_own() {
+    let export = Export::new();
+    let new = export.landed();
+    let id = |index: usize| vhdkit::ops::info(export.at(index), &any(), false).unwrap().id.unwrap();
+    let before: Vec<String> = (0..FILES.len()).map(id).collect();
+    let report = adopt(&new, &ImportOptions::new().fresh_ids(true), &Watch::none()).unwrap();
+    assert_eq!((report.outcome, report.id.as_deref()), (ImportOutcome::Complete, None));
+    assert_eq!(imports(new.join(".vhdkit")).unwrap(), Vec::<String>::new(), "there is no way back");
+    let after: Vec<String> = (0..FILES.len()).map(id).collect();
+    assert!(before.iter().zip(&after).all(|(old, new)| old != new));
+    assert!(after[0] == after[1] && after[1] == after[2], "one VHDX chain is one disk: {after:?}");
+    assert_ne!(after[3], after[4]);
+    (0..FILES.len()).for_each(|index| export.opens(index));
+    // Not as long as something is missing.
+    fs::remove_file(export.at(3)).unwrap();
+    let report = adopt(&new, &ImportOptions::new().fresh_ids(true), &Watch::none()).unwrap();
+    assert!(report.warnings.iter().any(|warning| warning.contains("identity of its own")), "{report:?}");
+    assert_eq!((0..3).map(id).collect::<Vec<_>>(), after[..3]);
+}

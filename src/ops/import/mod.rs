@@ -16,10 +16,13 @@ pub use manifest::{ExportOptions, Manifest, ManifestFile, export};
 pub use record::{CleanupReport, cleanup_import, imports};
 pub use report::{FoundBy, ImportOutcome, ImportReport, Imported, ImportedChain, MissingFile, NotImported};
 
+use super::change::{SetOptions, set};
 use super::registry::Registry;
 use super::reparent::{AbsolutePath, ReparentOptions, reparent};
 use crate::chain::{ChainOptions, ParentPolicy, relative_windows_path};
 use crate::error::{Error, ErrorKind, Result};
+use crate::guid::{self, Guid};
+use crate::image::Format;
 use crate::link::{HintKind, ImageId, SavedLink};
 use crate::watch::Watch;
 use find::{Candidate, Pool};
@@ -35,6 +38,7 @@ pub struct ImportOptions {
     registry: Option<PathBuf>,
     read_only: bool,
     verify_hash: bool,
+    fresh_ids: bool,
     chain: ChainOptions,
 }
 
@@ -78,6 +82,14 @@ impl ImportOptions {
     #[must_use]
     pub fn verify_hash(mut self, verify: bool) -> Self {
         self.verify_hash = verify;
+        self
+    }
+
+    /// Whether every disk gets an identity of its own once all of it is there: a virtual disk id for each VHDX chain, a
+    /// Unique ID for each VHD, their children following. Such an import cannot be taken back.
+    #[must_use]
+    pub fn fresh_ids(mut self, fresh: bool) -> Self {
+        self.fresh_ids = fresh;
         self
     }
 
@@ -199,9 +211,36 @@ impl Import<'_> {
                 Err(why) => self.found[index] = Err(why),
             }
         }
-        let id = log.filter(|log| !log.is_empty()).map(|log| log.id);
+        let fresh = self.options.fresh_ids && !self.options.read_only && self.found.iter().all(Result::is_ok);
+        if let Some(log) = log.as_ref().filter(|_| fresh) {
+            log.forget()?;
+            self.renew(&imported)?;
+        }
+        let id = log.filter(|log| !log.is_empty() && !fresh).map(|log| log.id);
         imported.sort_by_key(|(index, _)| *index);
-        Ok(self.report(id, imported.into_iter().map(|(_, one)| one).collect()))
+        let mut report = self.report(id, imported.into_iter().map(|(_, one)| one).collect());
+        if self.options.fresh_ids && !fresh {
+            report.warnings.push("no disk got an identity of its own, as not every file is there".to_owned());
+        }
+        Ok(report)
+    }
+
+    /// Gives every disk an identity of its own, bases first; children follow theirs.
+    fn renew(&self, imported: &[(usize, Imported)]) -> Result<()> {
+        let mut ids: Vec<Option<Guid>> = vec![None; self.manifest.files.len()];
+        for (index, one) in imported {
+            let file = &self.manifest.files[*index];
+            // One id for all files of a chain: they are one disk.
+            let id = file.parent.and_then(|parent| ids[parent]).unwrap_or_else(guid::fresh);
+            ids[*index] = Some(id);
+            let options = match file.format {
+                Format::Vhdx => SetOptions::new().disk_id(id),
+                _ => SetOptions::new().fresh_unique_id(),
+            };
+            let directories = [self.directory].into_iter().chain(self.options.search.iter().map(PathBuf::as_path));
+            set(&one.path, &directories.fold(options.relink(true), SetOptions::search))?;
+        }
+        Ok(())
     }
 
     /// Makes the link of file `index`, which lies at `place`, lead to its parent; answers the parent and whether anything

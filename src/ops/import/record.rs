@@ -45,6 +45,11 @@ impl<'a> Log<'a> {
         self.record.written.is_empty()
     }
 
+    /// Gives up the way back.
+    pub(super) fn forget(&self) -> Result<()> {
+        self.registry.remove(KIND, &self.id)
+    }
+
     /// Notes the link of the file at `path` before it is written; durable on return.
     pub(super) fn before(&mut self, path: &Path, link: SavedLink) -> Result<()> {
         self.record.written.push(Written { path: path.to_path_buf(), before: link, after: None });

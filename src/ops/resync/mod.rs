@@ -22,7 +22,7 @@ use crate::guest::{Partition, PartitionTable};
 use crate::guid;
 use crate::image::Image;
 use crate::link::{DiskKind, GrowAs, ImageId};
-use crate::ops::merge::siblings;
+use crate::ops::children;
 use crate::storage::{Access, FileIdentity, FileStorage};
 use crate::watch::Watch;
 use record::{Mark, Record};
@@ -176,10 +176,8 @@ impl Opened {
     }
 
     fn require_no_children(&self, options: &ResyncOptions) -> Result<()> {
-        let (Some(id), Ok(own)) = (self.target.leaf().image().id(), fs::canonicalize(&self.pair.target)) else {
-            return Ok(());
-        };
-        let children = siblings::beside(&[id], &BTreeSet::from([own]));
+        let Some(id) = self.target.leaf().image().id() else { return Ok(()) };
+        let children = children::of_file(&self.pair.target, &[id], &[])?;
         if children.is_empty() || options.allow_children {
             return Ok(());
         }
@@ -321,9 +319,16 @@ impl Opened {
     }
 
     fn identify(&mut self, identity: ResyncIdentity) -> Result<()> {
-        let wanted = self.source.leaf().image().id();
-        match (identity, wanted, self.target.layer_mut(0)?.image_mut()) {
-            (ResyncIdentity::TakeSource, Some(ImageId::Vhd(id)), Image::Vhd(target)) => target.set_unique_id(id),
+        let target = self.target.layer_mut(0)?.image_mut();
+        match (identity, self.source.leaf().image(), target) {
+            (ResyncIdentity::TakeSource, Image::Vhdx(source), Image::Vhdx(target)) => {
+                target.set_disk_id(source.disk_id())
+            }
+            (ResyncIdentity::TakeSource, Image::Vhd(source), Image::Vhd(target)) => match source.id() {
+                ImageId::Vhd(id) => target.set_unique_id(id),
+                ImageId::Vhdx(_) => Ok(()),
+            },
+            (ResyncIdentity::Fresh, _, Image::Vhdx(target)) => target.set_disk_id(guid::fresh()),
             (ResyncIdentity::Fresh, _, Image::Vhd(target)) => target.set_unique_id(*guid::fresh().as_bytes()),
             // Formats do not share identities, and a raw disk has none.
             _ => Ok(()),

@@ -99,6 +99,9 @@ struct Common {
     /// Write nothing: say what is there, and with which parents named each chain opens
     #[arg(long)]
     read_only: bool,
+    /// Give every disk an identity of its own once all files are there; this cannot be taken back
+    #[arg(long, conflicts_with = "read_only")]
+    fresh_ids: bool,
     /// Where the record of what was written is kept [default: .vhdkit in the directory]
     #[arg(long, value_name = "DIR")]
     registry: Option<PathBuf>,
@@ -111,7 +114,8 @@ struct Common {
 
 impl Common {
     fn options(&self) -> ImportOptions {
-        let options = ImportOptions::new().read_only(self.read_only).chain(self.places.options());
+        let options =
+            ImportOptions::new().read_only(self.read_only).fresh_ids(self.fresh_ids).chain(self.places.options());
         let options = self.places.search.iter().fold(options, ImportOptions::search);
         let options = self.files.iter().fold(options, ImportOptions::file);
         match &self.registry {
