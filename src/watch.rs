@@ -128,6 +128,7 @@ impl<'a> Watch<'a> {
     }
 
     /// The same without the observer: for the part of an operation whose numbers are not those it reports.
+    #[cfg(feature = "registry")]
     pub(crate) fn unobserved(&self) -> Self {
         Self { observer: None, cancel: self.cancel }
     }

@@ -24,6 +24,7 @@ pub use io::ChainReader;
 pub(crate) use link::{check as check_link, stackable as check_stackable};
 pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
+#[cfg(feature = "registry")]
 pub(crate) use marks::resync_mark;
 pub use open::ChainOptions;
 pub(crate) use pieces::piece_at;

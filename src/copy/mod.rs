@@ -9,6 +9,7 @@
 mod ahead;
 mod differ;
 mod engine;
+#[cfg(feature = "registry")]
 mod inside;
 mod meter;
 

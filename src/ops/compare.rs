@@ -194,6 +194,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// The part `range` of both only.
+    #[cfg(feature = "registry")]
     pub(super) fn within(mut self, range: Range<u64>) -> Result<Self> {
         for view in &mut self.views {
             view.pieces = Pieces::over(view.layers, 0, range.clone());
@@ -203,6 +204,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// How far it has got.
+    #[cfg(feature = "registry")]
     pub(super) fn at(&self) -> u64 {
         self.at
     }

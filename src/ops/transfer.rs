@@ -5,13 +5,16 @@
 
 mod feed;
 
-use crate::chain::{Layer, Owner, Piece, Pieces};
+use crate::chain::Layer;
+#[cfg(feature = "registry")]
+use crate::chain::{Owner, Piece, Pieces};
 use crate::copy::{CHUNK, Copier, Meter, Move, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{BlockSink, Content, Place, Source, Want};
 use crate::storage::Storage;
 use crate::units::round_down;
 use feed::{Feed, MAX_BLOCK, Part};
+#[cfg(feature = "registry")]
 use std::ops::Range;
 
 /// What moves where.
@@ -118,6 +121,7 @@ impl Transfer<'_> {
     ///
     /// # Errors
     /// As [`run`](Self::run).
+    #[cfg(feature = "registry")]
     pub(super) fn run_ranges(
         &self,
         ranges: &[Range<u64>],
@@ -142,10 +146,10 @@ impl Transfer<'_> {
         if !parts.is_empty() {
             let reservation = sink.reserve(wants(&parts))?;
             let work = self.work(&parts, reservation.places(), sink)?;
-            if self.inside {
-                copier.run_inside(work, meter)?
-            } else {
-                copier.run(work, meter)?
+            match self.inside {
+                #[cfg(feature = "registry")]
+                true => copier.run_inside(work, meter)?,
+                _ => copier.run(work, meter)?,
             }
             sink.storage().sync().map_err(|error| Error::io("sync data", error))?;
             sink.publish(reservation)?;

@@ -18,7 +18,7 @@ use super::txn::Transaction;
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::guid::Guid;
-use crate::link::{NewParent, SavedLink};
+use crate::link::NewParent;
 use crate::units::{FileOffset, round_up};
 use std::fmt::Display;
 use std::ops::Range;
@@ -111,25 +111,6 @@ impl Vhdx {
         self.replace_items(&|_| false, &items)
     }
 
-    /// The link as it is: every key and value of the parent locator, in their order; `None` when the image has no parent.
-    ///
-    /// # Errors
-    /// `InvalidInput` when the locator is larger than one can be.
-    pub fn saved_link(&self) -> Result<Option<SavedLink>> {
-        self.metadata.locator.as_ref().map(|locator| locator.build().map(SavedLink)).transpose()
-    }
-
-    /// Puts back a link that was kept. Durable on return, and all of it at once.
-    ///
-    /// # Errors
-    /// As [`set_linkage2`](Self::set_linkage2); `InvalidInput` also when `link` is not that of a VHDX.
-    pub fn restore_link(&mut self, link: &SavedLink) -> Result<()> {
-        self.parent_locator()?;
-        let kept = Locator::parse(&link.0, FileOffset(0), &mut Findings::new());
-        let other = |_| Error::new(ErrorKind::InvalidInput, "this is not the kept link of a VHDX");
-        self.set_locator(&kept.map_err(other)?)
-    }
-
     /// Takes over what belongs to the virtual disk from `other`: disk id, physical sector size, and every item flagged
     /// so, users' too; this image's own such items go. The virtual size stays (see
     /// [`set_virtual_size`](Self::set_virtual_size)), as do the block size and this image's own parent. All at once, and
@@ -153,13 +134,13 @@ impl Vhdx {
         self.replace_items(&belongs_to_disk, &theirs)
     }
 
-    fn parent_locator(&self) -> Result<Locator> {
+    pub(super) fn parent_locator(&self) -> Result<Locator> {
         self.require_writable()?;
         let none = || Error::new(ErrorKind::InvalidInput, "only a differencing image has a parent");
         self.metadata.locator.clone().ok_or_else(none)
     }
 
-    fn set_locator(&mut self, locator: &Locator) -> Result<()> {
+    pub(super) fn set_locator(&mut self, locator: &Locator) -> Result<()> {
         if self.metadata.locator.as_ref() == Some(locator) {
             return Ok(());
         }

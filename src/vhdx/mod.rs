@@ -20,6 +20,7 @@
 //! | `survey` | what every entry of the table breaks, and who owns which MiB |
 //! | `check`, `repair` | the rules that take reading every map; what would mend a file |
 //! | `salvage` | making up what a damaged file lacks, to read what is left |
+//! | `saved` | links kept to be put back |
 //! | `items`, `edit` | what may be changed in the metadata; where its bytes go |
 //! | `resize` | the virtual size |
 
@@ -48,6 +49,7 @@ mod region;
 mod repair;
 mod resize;
 mod salvage;
+mod saved;
 mod session;
 mod space;
 mod survey;

@@ -2,20 +2,20 @@
 //!
 //! Owns: the operations as subcommands, and how relations read. Must not know: what an operation does.
 
+mod operations;
+mod text;
+
 use super::snapshot_set::HookArgs;
 use crate::Session;
-use crate::args::PlaceArgs;
 use crate::output::{self, Failure};
 use crate::progress::Reporter;
-use crate::size;
 use clap::{Args, Subcommand, ValueEnum};
+use operations::{Common, Modify, OperationArgs};
 use std::fmt::Write;
 use std::path::PathBuf;
+use text::{changed, group_text, relation, show_capabilities};
 use vhdkit::Watch;
-use vhdkit::ops::{
-    CopyState, GroupView, Leads, ModifyOptions, ModifyReport, Operation, Participant, RelationView, Replicas, SyncType,
-    capabilities,
-};
+use vhdkit::ops::{GroupView, ModifyOptions, ModifyReport, Operation, Participant, Replicas, SyncType};
 
 const EXAMPLES: &str = "\
 A relation is a disk and its replica, remembered in a record. Its state is checked against the files whenever it is
@@ -52,24 +52,6 @@ pub(crate) struct ReplicaArgs {
 pub(crate) struct GroupArgs {
     #[command(subcommand)]
     action: GroupAction,
-}
-
-#[derive(Clone, Debug, Args)]
-struct Common {
-    /// Where the records are
-    #[arg(long, value_name = "DIR", default_value = ".vhdkit")]
-    registry: PathBuf,
-    /// Answer in JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    places: PlaceArgs,
-}
-
-impl Common {
-    fn replicas(&self) -> Replicas {
-        Replicas::at(&self.registry, self.places.options())
-    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -131,86 +113,6 @@ enum Action {
     },
     #[command(flatten)]
     Modify(Modify),
-}
-
-#[derive(Clone, Debug, Args)]
-struct OperationArgs {
-    /// Which relation, or which group
-    id: String,
-    /// Overlook states that speak against it; never what is wrong with a file
-    #[arg(long)]
-    force: bool,
-    /// How many threads copy [default: one per processor]
-    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
-    jobs: usize,
-    #[command(flatten)]
-    common: Common,
-}
-
-/// The operations that relations and groups have.
-#[derive(Clone, Debug, Subcommand)]
-enum Modify {
-    /// Give up a copy that was interrupted; the target is unusable until it is resynced
-    Abort(OperationArgs),
-    /// Make the replica
-    Activate(OperationArgs),
-    /// Stop, and forget how far it got
-    Deactivate(OperationArgs),
-    /// Forget the relation; both disks stay
-    Detach(OperationArgs),
-    /// As detach, but keep a record of the point in time
-    Dissolve(OperationArgs),
-    /// Go on with the replica, in a new leaf above it
-    Failover(OperationArgs),
-    /// Bring what was written since the failover back to the source
-    Failback(OperationArgs),
-    /// Separate the two, remembering what they are
-    Fracture(OperationArgs),
-    /// Make the target what the source is; for a snapshot, a new point in time
-    ResyncReplica(OperationArgs),
-    /// Make the source what the target is
-    RestoreFromReplica(OperationArgs),
-    /// Go on with a copy that was suspended
-    Resume(OperationArgs),
-    /// Not supported: synchronous copies need the live path of writes
-    ResetToSync(OperationArgs),
-    /// Copy on demand, as mirrors always do
-    ResetToAsync(OperationArgs),
-    /// Merge a snapshot away
-    ReturnToResourcePool(OperationArgs),
-    /// Swap source and target
-    ReverseRoles(OperationArgs),
-    /// As fracture; in a consistent group, all members or none
-    Split(OperationArgs),
-    /// Do not go on with an interrupted copy for now
-    Suspend(OperationArgs),
-    /// Back to before the replica was made
-    Unprepare(OperationArgs),
-}
-
-impl Modify {
-    fn parts(&self) -> (Operation, &OperationArgs) {
-        match self {
-            Self::Abort(args) => (Operation::Abort, args),
-            Self::Activate(args) => (Operation::Activate, args),
-            Self::Deactivate(args) => (Operation::Deactivate, args),
-            Self::Detach(args) => (Operation::Detach, args),
-            Self::Dissolve(args) => (Operation::Dissolve, args),
-            Self::Failover(args) => (Operation::Failover, args),
-            Self::Failback(args) => (Operation::Failback, args),
-            Self::Fracture(args) => (Operation::Fracture, args),
-            Self::ResyncReplica(args) => (Operation::ResyncReplica, args),
-            Self::RestoreFromReplica(args) => (Operation::RestoreFromReplica, args),
-            Self::Resume(args) => (Operation::Resume, args),
-            Self::ResetToSync(args) => (Operation::ResetToSync, args),
-            Self::ResetToAsync(args) => (Operation::ResetToAsync, args),
-            Self::ReturnToResourcePool(args) => (Operation::ReturnToResourcePool, args),
-            Self::ReverseRoles(args) => (Operation::ReverseRoles, args),
-            Self::Split(args) => (Operation::Split, args),
-            Self::Suspend(args) => (Operation::Suspend, args),
-            Self::Unprepare(args) => (Operation::Unprepare, args),
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -386,75 +288,4 @@ fn modify_group(
 
 fn show(common: &Common, group: &GroupView) -> Result<(), Failure> {
     if common.json { output::print_json(group) } else { output::print(&group_text(group)) }
-}
-
-fn group_text(group: &GroupView) -> String {
-    let consistent = if group.group.consistent { ", consistent" } else { "" };
-    let mut text = format!("{}: {}{consistent}\n", group.group.id, group.state);
-    for view in &group.relations {
-        let _ = write!(text, "  {}", relation(view));
-    }
-    text
-}
-
-fn relation(view: &RelationView) -> String {
-    let one = &view.relation;
-    let (source, target) = (one.source.display().to_string(), one.target.display().to_string());
-    let (source, target) = (output::shown(&source), output::shown(&target));
-    let weak = if view.weak { " (by times of change)" } else { "" };
-    let pending = match &one.pending {
-        Some(pending) => format!(", {} was begun and has not ended", pending.operation),
-        None => String::new(),
-    };
-    let live = match &one.live {
-        Some(live) => format!(", live in {}", output::shown(&live.display().to_string())),
-        None => String::new(),
-    };
-    format!("{}: {} {}{weak}, {source} -> {target}{live}{pending}\n", one.id, one.sync_type, view.observed)
-}
-
-fn changed(report: &ModifyReport) -> String {
-    let mut text =
-        if report.gone { format!("{}: gone\n", report.relation.relation.id) } else { relation(&report.relation) };
-    if report.moved > 0 {
-        let _ = writeln!(text, "  {} moved", size::human(report.moved));
-    }
-    for note in &report.notes {
-        let _ = writeln!(text, "  {}", output::shown(note));
-    }
-    text
-}
-
-fn show_capabilities(kind: Option<SyncType>, json: bool) -> Result<(), Failure> {
-    let kinds = kind.map_or(SyncType::ALL.to_vec(), |kind| vec![kind]);
-    if json {
-        let all: Vec<_> = kinds
-            .into_iter()
-            .map(|kind| serde_json::json!({ "type": kind, "number": kind.number(), "operations": capabilities(kind) }))
-            .collect();
-        return output::print_json(&all);
-    }
-    let mut text = String::new();
-    let list = |states: &[CopyState]| states.iter().map(CopyState::to_string).collect::<Vec<_>>().join(" ");
-    for kind in kinds {
-        let _ = writeln!(text, "{kind} ({})", kind.number());
-        for row in capabilities(kind) {
-            let what = match (row.leads, row.groups_only) {
-                (_, true) => "groups".to_owned(),
-                (None, _) => "not supported".to_owned(),
-                (Some(leads), _) => {
-                    let to = match leads {
-                        Leads::To(state) => state.to_string(),
-                        Leads::Same => "the same".to_owned(),
-                        Leads::Gone => "gone".to_owned(),
-                    };
-                    let force = list(&row.from_with_force);
-                    let force = if force.is_empty() { force } else { format!(" [with force: {force}]") };
-                    format!("{}{force} -> {to}", list(&row.from))
-                }
-            };
-            let _ = writeln!(text, "  {:2} {}: {what}", row.number, row.operation);
-        }
-    }
-    output::print(&text)
 }
