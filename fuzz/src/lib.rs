@@ -7,6 +7,9 @@
 //! Everything reaches vhdkit through its public interface.
 
 #[allow(dead_code)]
+#[path = "../../tests/damage/blame.rs"]
+mod blame;
+#[allow(dead_code)]
 #[path = "../../tests/support/chains.rs"]
 mod chains;
 mod damage;

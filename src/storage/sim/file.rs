@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One file of a [`SimDisk`].
+/// One file of a [`SimDisk`](super::SimDisk).
 pub struct SimFile {
     pub(super) machine: Arc<Mutex<Machine>>,
     pub(super) index: usize,
