@@ -8,6 +8,7 @@ use crate::finding::Findings;
 use crate::link::{DiskKind, GrowAs, ImageId, NewParent, ParentLink, SavedLink};
 use crate::map::{BlockMap, BlockSink};
 use crate::mend::{CheckSummary, RepairKind, Salvaged, Step};
+use crate::pack::Pack;
 use crate::raw::Raw;
 use crate::storage::{Access, Storage};
 use crate::units::SECTOR;
@@ -253,6 +254,16 @@ impl Image {
             Self::Raw(_) => Ok(()),
         }
         .map_err(|error| error.with_windows_name("ERROR_VHD_INVALID_SIZE"))
+    }
+
+    /// Its file as something to be made shorter; `None` for an image without blocks.
+    pub(crate) fn pack(&mut self) -> Option<&mut dyn Pack> {
+        match self {
+            _ if self.kind() == DiskKind::Fixed => None,
+            Self::Vhd(image) => Some(&mut **image),
+            Self::Vhdx(image) => Some(&mut **image),
+            Self::Raw(_) => None,
+        }
     }
 
     /// Makes the disk `size` bytes long. Data past a smaller size is gone, and growing again shows `grow` there.

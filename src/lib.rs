@@ -12,7 +12,7 @@
 //! 6  chain                      who is whose parent; the composed map
 //! 5  image                      enum over formats: probe, open, info
 //! 4  vhd  vhdx  raw  |  copy  |  guest   formats, the copier, and what guests put on disks are siblings
-//! 3  map  link  mend            the seam between them
+//! 3  map  link  mend  pack      the seams between them
 //! 2  storage                    bytes at offsets, one barrier, locks, faults
 //! 1  finding watch
 //! 0  error problem units guid bitmap zeros
@@ -30,6 +30,7 @@ mod link;
 mod map;
 mod mend;
 pub mod ops;
+mod pack;
 mod problem;
 mod raw;
 pub mod storage;

@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 8] = [
     &["error", "problem", "units", "guid", "bitmap", "zeros"],
     &["finding", "watch"],
     &["storage"],
-    &["map", "link", "mend"],
+    &["map", "link", "mend", "pack"],
     &["vhd", "vhdx", "raw", "copy", "guest"],
     &["image"],
     &["chain"],

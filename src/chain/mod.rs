@@ -267,6 +267,11 @@ impl Chain {
         Ok(Self::of(layers))
     }
 
+    /// The chain of `leaf` alone: whether it stands on others is not looked at, and what it does not say reads as zeros.
+    pub(crate) fn of_leaf(leaf: Layer) -> Self {
+        Self { layers: vec![leaf], known: Box::default() }
+    }
+
     /// The images, leaf first; never empty.
     #[must_use]
     pub fn layers(&self) -> &[Layer] {

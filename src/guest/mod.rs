@@ -1,4 +1,4 @@
-//! What a guest put on its disk: partition tables.
+//! What a guest put on its disk: partition tables and, with feature `fs`, the free space of its file systems.
 //!
 //! Owns: reading those structures, and how a GUID partition table looks on a disk of another size; it writes nothing. Must not know: image formats, files, or what is done with the
 //! answers. Everything read is somebody else's word: it never panics, and every count in it has a limit here.
@@ -23,10 +23,14 @@
     )
 )]
 
+#[cfg(feature = "fs")]
+mod fs;
 mod gpt;
 mod mbr;
 mod partition;
 
+#[cfg(feature = "fs")]
+pub use fs::{FileSystem, FreeSpace, Volume, free_space, volumes};
 pub use gpt::{Gpt, GptCopy, GptMove};
 pub use partition::{Partition, PartitionKind, PartitionTable, TableKind};
 

@@ -6,6 +6,7 @@
 mod change;
 mod check;
 mod children;
+mod compact;
 mod compare;
 mod convert;
 mod create;
@@ -38,6 +39,7 @@ mod transfer;
 
 pub use change::{SetChange, SetOptions, SetReport, metadata_item, metadata_items, set, set_image};
 pub use check::{CheckOptions, CheckReport, CheckedFile, CheckedFinding, check};
+pub use compact::{CompactFreed, CompactOptions, CompactReport, CompactSize, CompactVolume, compact, compact_chain};
 pub use compare::{CompareOptions, CompareReport, DifferingRange, MAX_DIFFERING_RANGES, compare};
 pub use convert::{ConvertOptions, ConvertReport, convert, convert_stream};
 pub use create::{CreateOptions, create};

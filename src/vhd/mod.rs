@@ -58,6 +58,7 @@ mod image;
 mod locate;
 mod locator;
 mod open;
+mod pack;
 mod parent;
 mod raw;
 mod repair;

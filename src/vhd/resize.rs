@@ -209,7 +209,7 @@ impl Vhd {
     }
 
     /// Takes the places of `blocks` away.
-    fn clear_entries(&self, sparse: &Sparse, blocks: Range<u64>) -> Result<()> {
+    pub(super) fn clear_entries(&self, sparse: &Sparse, blocks: Range<u64>) -> Result<()> {
         let mut from = blocks.start;
         while from < blocks.end {
             let to = from.saturating_add(TABLE_STEP).min(blocks.end);

@@ -111,7 +111,8 @@ impl Store {
         done
     }
 
-    fn forget(&self, range: &Range<u64>) {
+    /// Drops what is cached of `range`, whose bytes were changed.
+    pub(super) fn forget(&self, range: &Range<u64>) {
         self.pages.forget(range);
         self.bitmaps.forget(range);
     }

@@ -163,7 +163,7 @@ impl Vhdx {
         self.pages.reaches(end).map_err(|error| Error::io("read the file length", error))
     }
 
-    fn bad_entry(&self, index: u64, fault: Fault, found: &str, allowed: &str) -> Error {
+    pub(super) fn bad_entry(&self, index: u64, fault: Fault, found: &str, allowed: &str) -> Error {
         let at = FileOffset(self.bat_offset(index));
         Error::corrupt(Problem::new(Structure::VhdxBat, fault, found, allowed).at(at))
     }
@@ -277,7 +277,7 @@ impl Vhdx {
 
     /// Skips entries in state 0 (and bitmap entries between them) from `index` to the end of its page or hole; the index
     /// reached, and whether the run goes on from there.
-    fn skip_unwritten(&self, index: u64, end: u64) -> Result<(u64, bool)> {
+    pub(super) fn skip_unwritten(&self, index: u64, end: u64) -> Result<(u64, bool)> {
         let at = self.bat_offset(index);
         let page_end = (at & !PAGE_LEN.saturating_sub(1)).saturating_add(PAGE_LEN);
         let (reached, blank) = self.look_at_map(Structure::VhdxBat, at, |words| {

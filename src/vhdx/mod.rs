@@ -23,6 +23,7 @@
 //! | `saved` | links kept to be put back |
 //! | `items`, `edit` | what may be changed in the metadata; where its bytes go |
 //! | `resize` | the virtual size |
+//! | `pack` | a file no longer than its blocks |
 
 #![deny(
     clippy::indexing_slicing,
@@ -44,6 +45,7 @@ mod items;
 mod locator;
 mod log;
 mod metadata;
+mod pack;
 mod raw;
 mod region;
 mod repair;

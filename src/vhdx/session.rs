@@ -232,8 +232,13 @@ impl Vhdx {
         Ok(range)
     }
 
+    /// Forgets what of the file is in use; the next change learns it anew.
+    pub(super) fn forget_stock(&mut self) {
+        self.writer.space = None;
+    }
+
     /// Learns what of the file is in use, and that nothing is used twice.
-    fn take_stock(&mut self) -> Result<()> {
+    pub(super) fn take_stock(&mut self) -> Result<()> {
         if self.writer.space.is_some() {
             return Ok(());
         }

@@ -129,6 +129,42 @@ impl Space {
         Taken { range: start.saturating_mul(MIB)..end.saturating_mul(MIB), fresh: found.is_none() }
     }
 
+    /// Takes `len` bytes (a multiple of 1 MiB) inside `range`: the first free run; `None` when there is none.
+    pub(crate) fn take_within(&mut self, len: u64, range: Range<u64>) -> Option<Range<u64>> {
+        let count = len.div_ceil(MIB);
+        let start = self.find(range.start.div_ceil(MIB)..(range.end / MIB).min(self.units), count)?;
+        let end = start.saturating_add(count);
+        self.set(start..end, true);
+        Some(start.saturating_mul(MIB)..end.saturating_mul(MIB))
+    }
+
+    /// Shows the free runs before `limit`, all in units of 1 MiB, in order.
+    pub(crate) fn each_gap(&self, limit: u64, visit: &mut dyn FnMut(Range<u64>)) {
+        let limit = limit.min(self.units);
+        let (mut start, mut at) = (0, 0u64);
+        while at < limit {
+            if at.is_multiple_of(64) && self.word(at) == u64::MAX {
+                if start < at {
+                    visit(start..at);
+                }
+                at = at.saturating_add(64);
+                start = at;
+                continue;
+            }
+            let taken = self.is_taken(at);
+            if taken && start < at {
+                visit(start..at);
+            }
+            at = at.saturating_add(1);
+            if taken {
+                start = at;
+            }
+        }
+        if start < limit {
+            visit(start..limit);
+        }
+    }
+
     fn find(&self, among: Range<u64>, count: u64) -> Option<u64> {
         let (mut start, mut at) = (among.start, among.start);
         while at < among.end {

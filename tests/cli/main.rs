@@ -3,6 +3,7 @@
 mod answers;
 mod chains;
 mod changing;
+mod compact;
 mod comparing;
 mod converting;
 mod landing;

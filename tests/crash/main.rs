@@ -11,6 +11,7 @@ mod case;
 #[path = "../support/chains.rs"]
 mod chains;
 mod change;
+mod compact;
 mod create;
 mod faults;
 mod files;

@@ -2,6 +2,7 @@
 //! started twice.
 
 mod changes;
+mod compact;
 mod copies;
 mod faults;
 mod full;

@@ -15,6 +15,7 @@ use crate::Session;
 use crate::commands::chain::{self, ChainArgs};
 use crate::commands::changes::{self, ChangesArgs};
 use crate::commands::check::{self, CheckArgs};
+use crate::commands::compact::{self, CompactArgs};
 use crate::commands::compare::{self, CompareArgs};
 use crate::commands::convert::{self, ConvertArgs};
 use crate::commands::create::{self, CreateArgs};
@@ -108,6 +109,8 @@ pub(crate) enum Verb {
     Set(SetArgs),
     /// List, read, write and delete the items of metadata in a VHDX
     Metadata(MetadataArgs),
+    /// Make an image's file as short as what it holds, in place
+    Compact(CompactArgs),
     /// Point a child at another parent file
     Reparent(ReparentArgs),
     /// Draw every image below a directory: who stands on whom, what is missing, what would help
@@ -161,6 +164,7 @@ impl Verb {
             Self::Resize(args) => resize::run(args, session),
             Self::Set(args) => set::run(args, session),
             Self::Metadata(args) => metadata::run(args, session),
+            Self::Compact(args) => compact::run(args, session),
             Self::Reparent(args) => reparent::run(args, session),
             Self::Chain(args) => chain::run(args),
             Self::Check(args) => check::run(args),
@@ -199,6 +203,7 @@ impl Verb {
             Self::Import(_) | Self::Adopt(_) => "links that were written are right; run the same import again",
             Self::Replica(_) | Self::Group(_) => "run the same operation again to finish it",
             Self::Resync(_) => "the target holds parts of two disks; run the same resync again to finish it",
+            Self::Compact(_) => "the disk shows what it showed; run the same again to finish it",
             Self::Repair(_) => "run the same repair again to finish it, or with --undo to take it back",
             Self::SnapshotSet(_) | Self::Session(_) => {
                 "`vhdkit session recover` ends what the set had begun, and releases whom it had told"

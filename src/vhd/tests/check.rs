@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 type Told = (Severity, Structure, Fault);
 
-const BLOCK: u32 = 64 << 10;
+pub(super) const BLOCK: u32 = 64 << 10;
 /// Bitmap and data.
-const STRIDE: u64 = 512 + BLOCK as u64;
+pub(super) const STRIDE: u64 = 512 + BLOCK as u64;
 /// The sample's blocks.
 const WRITTEN: [u64; 4] = [0, 3, 7, 15];
 /// Where the table of the sample lies.
@@ -199,7 +199,7 @@ fn data_under_clear_bits_is_found_when_asked_for() {
 }
 
 /// XenServer's map of full blocks, made here as its tools make it.
-fn with_batmap(map_byte: u8) -> Vec<u8> {
+pub(super) fn with_batmap(map_byte: u8) -> Vec<u8> {
     let mut bytes = sample(VhdCreate::new(MIB));
     edit_footers(&mut bytes, 28, b"tap\0\0\x01\0\x03");
     let header = TABLE + 512;

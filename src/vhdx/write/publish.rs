@@ -62,6 +62,11 @@ pub(in crate::vhdx) struct BlockBits {
 }
 
 impl BlockBits {
+    /// Whether no sector of the disk is set.
+    pub(in crate::vhdx) fn none_set(&self) -> bool {
+        bitmap::run(&self.bytes, BitOrder::LsbFirst, 0..self.sectors) == (false, self.sectors)
+    }
+
     /// Whether all `ranges` are set.
     pub(in crate::vhdx) fn has_all(&self, ranges: &[Range<u64>]) -> bool {
         ranges.iter().all(|range| bitmap::all_set(&self.bytes, BitOrder::LsbFirst, range.clone()))

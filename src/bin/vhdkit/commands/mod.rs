@@ -5,6 +5,7 @@
 pub(crate) mod chain;
 pub(crate) mod changes;
 pub(crate) mod check;
+pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
