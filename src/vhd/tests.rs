@@ -3,6 +3,7 @@
 mod check;
 mod crash;
 mod model;
+mod pack;
 mod repair;
 
 use super::*;
