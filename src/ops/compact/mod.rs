@@ -12,7 +12,7 @@ mod scan;
 mod volumes;
 
 #[cfg(feature = "fs")]
-use super::merge::siblings;
+use super::children;
 use crate::chain::{Chain, ChainOptions};
 use crate::copy::{Copier, Meter, Move, Work};
 use crate::error::{Error, ErrorKind, Result};
@@ -320,7 +320,7 @@ fn require_no_children(chain: &Chain) -> Result<()> {
     let leaf = chain.leaf();
     let (Some(path), Some(id)) = (leaf.path(), leaf.image().id()) else { return Ok(()) };
     let own = std::fs::canonicalize(path).into_iter().collect();
-    match siblings::beside(&[id], &own).first() {
+    match children::find(&[id], &own, &[])?.first() {
         None => Ok(()),
         Some(child) => {
             let message = format!("{} stands on this image, whose free space would read as zeros", child.display());

@@ -5,25 +5,11 @@
 use super::{CompactReport, CompactVolume};
 use crate::chain::{Chain, Owner};
 use crate::error::{Error, Result};
-use crate::guest::{self, FreeSpace, PartitionTable, ReadAt};
+use crate::guest::{self, FreeSpace, PartitionTable};
 use crate::image::Image;
 use crate::link::DiskKind;
 use crate::pack::Marks;
 use std::ops::Range;
-
-impl ReadAt for Chain {
-    fn size(&self) -> u64 {
-        self.virtual_size()
-    }
-
-    fn sector_size(&self) -> u32 {
-        self.logical_sector_size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        Self::read_at(self, buf, offset)
-    }
-}
 
 /// The blocks that lie wholly in free space and read as zeros once given up; the volumes go into `report`.
 ///
