@@ -165,7 +165,11 @@ def fill_vhdx(path, layout, data, differencing):
 # ------------------------------------------------------------------ reading back
 def blocks_of(path):
     """Where each block of an image without a parent is, None for a hole: (offset, length, file offset)."""
-    fd, size, kind = os.open(path, os.O_RDONLY), os.path.getsize(path), path.rsplit(".", 1)[1]
+    with open(path, "rb") as file:
+        yield from blocks_in(file.fileno(), os.path.getsize(path), path.rsplit(".", 1)[1])
+
+
+def blocks_in(fd, size, kind):
     if kind == "raw":
         yield from ((fd, at, min(BLOCK, size - at), at) for at in range(0, size, BLOCK))
     elif kind == "vhd":
@@ -195,7 +199,6 @@ def blocks_of(path):
             entry = struct.unpack("<Q", os.pread(fd, 8, table + 8 * (index + index // chunk)))[0]
             place = entry >> 20 << 20 if entry & 7 == 6 else None
             yield fd, index * block, min(block, disk - index * block), place
-    os.close(fd)
 
 
 def vhdx_metadata(fd):
@@ -259,7 +262,7 @@ def flush(path):
 
 class Bench:
     def __init__(self, options):
-        self.options, self.dir, self.rows = options, os.path.abspath(options.dir), []
+        self.options, self.dir, self.headed = options, os.path.abspath(options.dir), False
         self.vhdkit = os.path.abspath(options.binary)
         os.makedirs(self.dir, exist_ok=True)
         self.floor = self.path("floor")
@@ -320,21 +323,24 @@ class Bench:
                 if check:
                     check(label, {**places, "out": places["out"] + ending})
         shutil.rmtree(work, ignore_errors=True)
-        floor = seen[labels[0]]
-        for label in labels:
-            times, cpu, peak = zip(*seen[label])
-            ratios = [mine[0] / its[0] for mine, its in zip(seen[label], floor)]
-            median = statistics.median
-            self.rows.append((name, label, goal if label == "vhdkit" else "", f"{median(ratios):.2f}",
-                              f"{min(times) / min(row[0] for row in floor):.2f}",
-                              f"{sum(cpu) / sum(row[1] for row in floor):.2f}", f"{median(times) * 1000:.0f}",
-                              f"{max(peak):.0f}", " ".join(cases[label]).replace(self.vhdkit, "vhdkit").replace(self.dir + "/", "")))
+        self.show(name, goal, cases, seen)
 
-    def table(self):
-        head = ("group", "contender", "goal", "x floor, median", "x floor, best", "x floor, CPU", "median ms", "peak MiB", "command")
-        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-        for row in self.rows:
-            print("| " + " | ".join(row[:-1]) + f" | `{row[-1]}` |")
+    def show(self, name, goal, cases, seen):
+        """Prints the rows of a group."""
+        if not self.headed:
+            head = ("group", "contender", "goal", "x floor, median", "x floor, best", "x floor, CPU", "median ms",
+                    "peak MiB", "command")
+            print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+            self.headed = True
+        floor, median = next(iter(seen.values())), statistics.median
+        for label, runs in seen.items():
+            times, cpu, peak = zip(*runs)
+            words = " ".join(cases[label]).replace(self.vhdkit, "vhdkit").replace(self.dir + "/", "")
+            row = (name, label, goal if label == "vhdkit" else "",
+                   f"{median(mine[0] / its[0] for mine, its in zip(runs, floor)):.2f}",
+                   f"{min(times) / min(run[0] for run in floor):.2f}", f"{sum(cpu) / sum(run[1] for run in floor):.2f}",
+                   f"{median(times) * 1000:.0f}", f"{max(peak):.0f}", f"`{words}`")
+            print("| " + " | ".join(row) + " |", flush=True)
 
     # -------------------------------------------------------------- inputs
     def make(self, name, build):
@@ -618,7 +624,6 @@ def main():
     bench.growth()
     bench.long_chains()
     bench.reflinks()
-    bench.table()
 
 
 if __name__ == "__main__":
