@@ -88,8 +88,14 @@ impl Findings {
     fn push(&mut self, finding: Finding) {
         if self.list.len() < MAX_FINDINGS {
             self.list.push(finding);
-        } else {
-            self.dropped = self.dropped.saturating_add(1);
+            return;
+        }
+        self.dropped = self.dropped.saturating_add(1);
+        // Why the image does not open is worth more than the last of many findings that do not matter then.
+        if finding.severity == Severity::Fatal
+            && let Some(last) = self.list.last_mut().filter(|last| last.severity != Severity::Fatal)
+        {
+            *last = finding;
         }
     }
 
@@ -111,5 +117,28 @@ impl Findings {
         for finding in other.list {
             self.push(finding);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::Structure;
+
+    /// A region table full of doubles used to hide why the file behind it does not open.
+    #[test]
+    fn what_is_fatal_is_kept_when_there_is_no_room() {
+        let problem = |found: &str| Problem::new(Structure::File, Fault::Value, found, "another");
+        let mut findings = Findings::new();
+        for _ in 0..MAX_FINDINGS + 3 {
+            findings.note(Severity::Error, problem("one of many"));
+        }
+        let error = findings.fatal(problem("the end"));
+        assert_eq!((findings.list().len(), findings.dropped()), (MAX_FINDINGS, 4));
+        let kept: Vec<&Finding> = findings.list().iter().filter(|one| one.severity == Severity::Fatal).collect();
+        assert_eq!(kept.len(), 1);
+        assert_eq!(error.problem(), Some(&kept[0].problem));
+        findings.note(Severity::Error, problem("one more"));
+        assert_eq!(findings.list().last().map(|one| one.severity), Some(Severity::Fatal));
     }
 }
