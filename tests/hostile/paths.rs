@@ -56,8 +56,8 @@ fn child(path: &Path, format: Format, id: ImageId, named: &str) -> bool {
 }
 
 /// Files outside, and what is no file, named in every way a path can be spelled.
-#[test]
 #[cfg(target_os = "linux")]
+#[test]
 fn no_path_in_an_image_has_a_file_outside_the_policy_opened() {
     for format in [Format::Vhd, Format::Vhdx] {
         let folder = tempfile::tempdir().unwrap();
