@@ -148,7 +148,7 @@ impl Session {
         self.image.take().unwrap().close().unwrap();
         let options = ExploreOptions { samples_per_point: 6, exhaustive_limit: 4, ..ExploreOptions::seeded(seed) };
         let report = self.disk.explore(&options, |state| self.judge(state));
-        assert!(report.first_failure.is_some() || report.states > 100, "too few states: {report:?}");
+        assert!(report.first_failure.is_some() || report.states + report.repeated > 100, "too few states: {report:?}");
         report.first_failure.map(|failure| failure.to_string())
     }
 
