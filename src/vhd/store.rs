@@ -5,6 +5,7 @@
 use super::raw::SECTOR_BYTES;
 use crate::bitmap::{self, BitOrder};
 use crate::error::{Error, Result};
+use crate::problem::{Fault, Problem, Structure};
 use crate::storage::pages::Pages;
 use crate::storage::{Access, CheckedStorage, PAGE, Storage};
 use crate::units::{FileOffset, SECTOR, round_down};
@@ -133,5 +134,11 @@ pub(super) fn read(storage: &dyn Storage, what: &str, buf: &mut [u8], at: u64) -
 }
 
 fn failed(verb: &str, what: &str, at: u64, source: std::io::Error) -> Error {
+    if source.kind() == std::io::ErrorKind::UnexpectedEof {
+        // The medium is in order: the image names a place that its file does not have.
+        let found = format_args!("a file that ends before {what}");
+        let problem = Problem::new(Structure::File, Fault::Truncated, found, "a file that holds all that it names");
+        return Error::corrupt(problem.at(FileOffset(at)));
+    }
     Error::io(format_args!("{verb} {what}"), source).with_offset(FileOffset(at))
 }
