@@ -1,7 +1,7 @@
 //! What a guest put on its disk: partition tables and, with feature `fs`, the free space of its file systems.
 //!
-//! Owns: reading those structures, and how a GUID partition table looks on a disk of another size; it writes nothing. Must not know: image formats, files, or what is done with the
-//! answers. Everything read is somebody else's word: it never panics, and every count in it has a limit here.
+//! Owns: reading those structures, and how a GUID partition table looks on a disk of another size; it writes nothing.
+//! Must not know: image formats, files, or what is done with the answers. Everything read is somebody else's word: it never panics, and every count in it has a limit here.
 
 #![deny(
     clippy::indexing_slicing,
