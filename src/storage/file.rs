@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// How a file is held against other users of it.
 ///
 /// Locks are advisory: they hold off every program that asks for one, other handles of this process too. They go with the
-/// last handle, also when the process is killed.
+/// [`FileStorage`] that took them, also when the process is killed.
 ///
 /// On Linux a QEMU on the same machine counts as such a program, and is in turn kept from an image that is held here:
 /// from any use of it by `Exclusive`, from writing it by `Shared`. A QEMU told not to lock is not noticed (`-U` of its
@@ -51,6 +51,8 @@ pub struct FileStorage {
     path: PathBuf,
     /// Block devices say zero in their metadata; their length is found by seeking, and cannot change.
     device_len: Option<u64>,
+    /// What is asked of others while it is open.
+    lock: Lock,
 }
 
 impl FileStorage {
@@ -74,7 +76,7 @@ impl FileStorage {
             .open(path)
             .map_err(failed)?;
         require_regular(path, file.metadata().map_err(failed)?.file_type())?;
-        Self { file, path: path.to_path_buf(), device_len: None }.locked(lock)
+        Self { file, path: path.to_path_buf(), device_len: None, lock }.locked()
     }
 
     /// Creates an empty file at `path` for reading and writing, and holds it exclusively.
@@ -89,7 +91,7 @@ impl FileStorage {
                 Error::io("create the file", source).with_path(path)
             }
         })?;
-        Self { file, path: path.to_path_buf(), device_len: None }.locked(Lock::Exclusive).inspect_err(|error| {
+        Self { file, path: path.to_path_buf(), device_len: None, lock: Lock::Exclusive }.locked().inspect_err(|error| {
             if error.kind() != ErrorKind::InUse {
                 // Ours and still empty; a failure to remove it hides nothing worse than the one reported.
                 let _ = fs::remove_file(path);
@@ -110,11 +112,11 @@ impl FileStorage {
             require_regular(path, kind)?;
             None
         };
-        Self { file, path: path.to_path_buf(), device_len }.locked(lock)
+        Self { file, path: path.to_path_buf(), device_len, lock }.locked()
     }
 
-    fn locked(self, lock: Lock) -> Result<Self> {
-        let outcome = match lock {
+    fn locked(self) -> Result<Self> {
+        let outcome = match self.lock {
             Lock::Exclusive => self.file.try_lock(),
             Lock::Shared => self.file.try_lock_shared(),
             Lock::None => Ok(()),
@@ -122,11 +124,11 @@ impl FileStorage {
         match outcome {
             Ok(()) => {
                 #[cfg(target_os = "linux")]
-                self.hold_against_qemu(lock)?;
+                self.hold_against_qemu()?;
                 Ok(self)
             }
             Err(TryLockError::WouldBlock) => {
-                let message = match lock {
+                let message = match self.lock {
                     Lock::Exclusive => "the file is in use, and writing needs it alone",
                     Lock::Shared | Lock::None => "the file is in use by a writer",
                 };
@@ -144,13 +146,13 @@ impl FileStorage {
 
     /// The lock above and QEMU's do not see each other, so QEMU's is taken as well.
     #[cfg(target_os = "linux")]
-    fn hold_against_qemu(&self, lock: Lock) -> Result<()> {
-        let held = super::qemu_locks::hold(&self.file, lock)
+    fn hold_against_qemu(&self) -> Result<()> {
+        let held = super::qemu_locks::hold(&self.file, self.lock)
             .map_err(|source| Error::io("lock the file against QEMU", source).with_path(&self.path))?;
         if held {
             return Ok(());
         }
-        let message = match lock {
+        let message = match self.lock {
             Lock::Exclusive => "a QEMU process, or a program that uses its locks, has the image open",
             Lock::Shared | Lock::None => {
                 "a QEMU process, or a program that uses its locks, has the image open and may be writing it"
@@ -202,6 +204,19 @@ impl FileStorage {
     pub fn available_space(&self) -> io::Result<u64> {
         let space = rustix::fs::fstatvfs(&self.file)?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+}
+
+impl Drop for FileStorage {
+    /// Closing is not enough: a process forked at this moment has the open file, and so its locks, until it starts its
+    /// program. Whoever opens the file next would be told that it is in use.
+    fn drop(&mut self) {
+        if self.lock != Lock::None {
+            // Nothing follows from a failure: the locks then go with the file's last handle.
+            let _ = self.file.unlock();
+            #[cfg(target_os = "linux")]
+            super::qemu_locks::release(&self.file);
+        }
     }
 }
 

@@ -55,7 +55,7 @@ const SMB_MAGICS: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
 
 /// Takes the locks by which QEMU notices `lock`, then looks for a QEMU that excludes it. `Ok(false)`: there is one.
 ///
-/// The locks go with the last handle of the open file, those of a refused one too.
+/// Until [`release`] they stay, those of a refused one too.
 pub(super) fn hold(file: &File, lock: Lock) -> io::Result<bool> {
     if lock == Lock::None || on_smb(file) {
         return Ok(true);
@@ -67,6 +67,11 @@ pub(super) fn hold(file: &File, lock: Lock) -> io::Result<bool> {
         Err(errno) if is_unsupported(errno) => Ok(true),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Gives up what [`hold`] took. A failure is not told: the locks then go with the last handle of the open file.
+pub(super) fn release(file: &File) {
+    let _ = retry(|| fcntl(file, FcntlArg::F_OFD_SETLK(&describe(libc::F_UNLCK, ALL))));
 }
 
 fn take(file: &File, lock: Lock) -> Result<(), Errno> {

@@ -96,6 +96,24 @@ fn a_file_that_came_open_is_asked_about_too() {
     assert_eq!(error.kind(), ErrorKind::InUse);
 }
 
+/// As a process has it that was forked while the file was open.
+#[test]
+fn a_second_handle_of_the_open_file_keeps_no_lock() {
+    let (_dir, path) = image();
+    let qemu = Qemu::with_nothing(&path);
+    for lock in [Lock::Exclusive, Lock::Shared] {
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let forked = file.try_clone().unwrap();
+        let held = FileStorage::from_file(file, &path, lock).unwrap();
+        let beside = FileStorage::open(&path, Access::Write, Lock::Exclusive).unwrap_err();
+        assert_eq!(beside.kind(), ErrorKind::InUse, "{lock:?}");
+        drop(held);
+        assert!(is_given(&path, Lock::Exclusive), "{lock:?}");
+        assert!(qemu.sees().is_empty(), "{lock:?}");
+        drop(forked);
+    }
+}
+
 #[test]
 fn qemu_notices_what_is_held_here() {
     let (_dir, path) = image();
