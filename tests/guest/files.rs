@@ -43,6 +43,13 @@ pub(crate) fn write_all(folder: &Path) {
     }
 }
 
+/// The bytes of deleted files, in `len` bytes of free space.
+pub(crate) fn left_behind(len: usize) -> Vec<u8> {
+    let one = (0..FILES).find(|number| !stays(*number)).map(contents).expect("a deleted file");
+    let whole = &one[..one.len() / SECTOR * SECTOR];
+    whole.iter().copied().cycle().take(len).collect()
+}
+
 /// Deletes those that do not stay.
 pub(crate) fn delete_some(folder: &Path) {
     for number in (0..FILES).filter(|number| !stays(*number)) {

@@ -9,3 +9,4 @@ mod skipped;
 mod support;
 mod systems;
 mod whole;
+mod xfs_db;

@@ -5,6 +5,7 @@
 use crate::files;
 use crate::program::{missing, run, try_run};
 use crate::support::oracle;
+use crate::xfs_db;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -21,6 +22,8 @@ pub(crate) enum Reach {
     Mount(&'static str),
     /// mtools, without a mount.
     Mtools,
+    /// xfs_db and the prototype files of mkfs.xfs, without a mount: kernels are built without version 4.
+    XfsDb,
 }
 
 /// One file system.
@@ -64,7 +67,7 @@ pub(crate) const SYSTEMS: [System; 15] = [
     ext("ext3", "mkfs.ext3 -q -F -b 4096 FILE"),
     ext("ext2", "mkfs.ext2 -q -F FILE"),
     xfs("XFS", "mkfs.xfs -q -f FILE"),
-    xfs("XFS version 4", "mkfs.xfs -q -f -m crc=0 FILE"),
+    System { reach: Reach::XfsDb, ..xfs("XFS version 4", "mkfs.xfs -q -f -m crc=0 FILE") },
     ntfs("NTFS", "mkfs.ntfs -F -Q -q FILE"),
     ntfs("NTFS of 64 KiB clusters", "mkfs.ntfs -F -Q -q -c 65536 FILE"),
     fat("FAT32", "mkfs.vfat -F 32 -s 1 FILE"),
@@ -144,6 +147,9 @@ impl System {
         if self.reach == Reach::Mtools {
             return missing(&["mcopy", "mdel"]).map(|name| format!("{}: {name} is not installed (mtools)", self.name));
         }
+        if self.reach == Reach::XfsDb {
+            return missing(&["xfs_db"]).map(|name| format!("{}: {name} is not installed (xfsprogs)", self.name));
+        }
         (!is_root()).then(|| format!("{}: only root can mount a file", self.name))
     }
 
@@ -171,7 +177,9 @@ impl System {
             return None;
         }
         let file = folder.path().join("fs.raw");
-        self.make_in(folder.path(), &file);
+        if self.reach != Reach::XfsDb {
+            self.make_in(folder.path(), &file);
+        }
         match self.reach {
             Reach::Mount(kind) => {
                 let mounted = match Mounted::new(&file, kind, "rw") {
@@ -197,6 +205,10 @@ impl System {
                     run(folder.path(), &format!("mdel -i fs.raw ::{}", files::name(number)));
                 }
                 fs::remove_dir_all(&source).expect("a folder");
+            }
+            Reach::XfsDb => {
+                File::create(&file).expect("a file").set_len(self.size).expect("room");
+                xfs_db::fill(&file, &self.make.replace("FILE", &file.display().to_string()));
             }
         }
         Some(file)
@@ -224,6 +236,7 @@ impl System {
                 files::assert_all(&target, &when);
                 fs::remove_dir_all(&target).expect("a folder");
             }
+            Reach::XfsDb => xfs_db::assert_all(file, &when),
         }
     }
 
