@@ -230,6 +230,29 @@ fn a_lost_block_is_an_error_and_never_zeros() {
     }
 }
 
+/// The rest of the table may lie past the end of the file, with the structures before it in order.
+#[test]
+fn a_table_cut_off_is_damage_with_a_place_and_no_failure_of_the_medium() {
+    let whole = create(&VhdCreate::new(8 * GIB)).0.to_bytes().unwrap();
+    let table = 1536..1536 + 4 * 4096;
+    for len in [1537, 2048, 4095, 4096, 4098, 8192, 12_345, 16_384, table.end - 1] {
+        let storage = memory(&whole[..len]);
+        let (opened, findings) = open(&storage, Access::Read);
+        let asked = opened.and_then(|vhd| {
+            let last = vhd.extent_at(8 * GIB - 512, 512).map(drop);
+            let all = vhd.allocated_blocks().map(drop);
+            assert_eq!(last.is_err(), all.is_err(), "{len}");
+            last.and(all)
+        });
+        let error = asked.expect_err("the last entry is not there");
+        let problem = error.problem().unwrap_or_else(|| panic!("{len}: {error}, after {findings:?}"));
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{len}: {error}");
+        assert!(matches!(problem.fault, Fault::Truncated | Fault::Range), "{len}: {error}");
+        assert!(problem.offset.is_some(), "{len}: {error}");
+        assert_eq!(storage.to_bytes().unwrap(), whole[..len], "{len}");
+    }
+}
+
 /// A guest can write anything to its first sectors, a whole VHD among it.
 #[test]
 fn the_end_of_the_file_decides_what_a_fixed_disk_is() {
