@@ -52,6 +52,29 @@ pub enum ErrorKind {
     Cancelled,
 }
 
+impl ErrorKind {
+    /// What helps against most failures of this kind.
+    fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Io => "see whether you may use the file and whether its medium is sound, then try again",
+            Self::NoSpace => "make room on the file system, then try again",
+            Self::NotFound => "see whether the name is right and the file system mounted",
+            Self::InUse => "stop the program that has the file open, then try again",
+            Self::ReadOnly => "open the file again where it can be written",
+            Self::InvalidInput => "`vhdkit help` and the name of a command show what can be asked for",
+            Self::UnknownFormat => "if this is a raw disk image, say so with -f raw",
+            Self::Corrupt => {
+                "`vhdkit check` lists all that is wrong, `vhdkit repair` mends what is safe to mend, and `vhdkit rescue` \
+                 saves what can still be read"
+            }
+            Self::ParentNotFound | Self::ParentMismatch | Self::ParentDenied | Self::Cycle | Self::Chain => {
+                "`vhdkit chain` and a folder show which image stands on which, and how to mend it"
+            }
+            Self::Unsupported | Self::Refused | Self::Cancelled => return None,
+        })
+    }
+}
+
 /// Why an operation failed.
 ///
 /// `Display` is one sentence: the file, what happened, and the name Windows gives the condition where there is one.
@@ -164,10 +187,10 @@ impl Error {
         self.0.offset
     }
 
-    /// What the reader can do next.
+    /// What the reader can do next; about the kind of failure where nothing is known about this one.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
-        self.0.hint.as_deref()
+        self.0.hint.as_deref().or(self.0.kind.hint())
     }
 
     /// The broken rule, for [`ErrorKind::Corrupt`] and its relatives.

@@ -354,7 +354,5 @@ impl Image {
 }
 
 fn unknown_format() -> Error {
-    Error::new(ErrorKind::UnknownFormat, "neither a VHD nor a VHDX file")
-        .with_windows_name("ERROR_VHD_FORMAT_UNKNOWN")
-        .with_hint("if this is a raw disk image, say so with -f raw")
+    Error::new(ErrorKind::UnknownFormat, "neither a VHD nor a VHDX file").with_windows_name("ERROR_VHD_FORMAT_UNKNOWN")
 }

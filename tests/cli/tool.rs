@@ -133,7 +133,7 @@ impl Outcome {
         assert_eq!(self.code, Some(code), "vhdkit {line}: {}", self.stderr);
         let mut lines = self.stderr.lines();
         assert!(lines.next().is_some_and(|line| line.starts_with("vhdkit: ")), "vhdkit {line}: {}", self.stderr);
-        assert!(lines.next().is_none_or(|line| line.starts_with("hint: ")), "vhdkit {line}: {}", self.stderr);
+        assert!(lines.next().is_some_and(|line| line.starts_with("hint: ")), "vhdkit {line}: {}", self.stderr);
         assert_eq!(lines.next(), None, "vhdkit {line}: {}", self.stderr);
         self.stderr
     }

@@ -4,6 +4,8 @@
 
 mod input;
 mod options;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use input::convert_stream;

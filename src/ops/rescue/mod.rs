@@ -257,7 +257,8 @@ fn plan(layers: &[Layer], path: &Path, options: &RescueOptions) -> Result<Create
         real.as_ref().is_ok_and(|real| source.as_ref() == Some(real))
     };
     if let Some(layer) = layers.iter().find(is_target) {
-        return Err(layer.blame(Error::new(ErrorKind::Refused, "this file is what is to be rescued")));
+        let error = Error::new(ErrorKind::Refused, "this file is what is to be rescued");
+        return Err(layer.blame(error.with_hint("give the new image a name of its own")));
     }
     if real.is_ok() && !options.overwrite {
         return Err(Error::new(ErrorKind::Refused, "the file exists already")

@@ -86,7 +86,9 @@ fn require_apart(pairs: &[ResyncPair], options: &ResyncOptions) -> Result<()> {
             let own = file_of(layer)?;
             if let Some(target) = own.and_then(|own| targets.get(&own)) {
                 let message = format!("the source {} stands on this target, or is it", pair.source.display());
-                return Err(Error::new(ErrorKind::Refused, message).with_path(target));
+                return Err(Error::new(ErrorKind::Refused, message)
+                    .with_path(target)
+                    .with_hint("to move what a chain shows into one of its images, use `vhdkit merge`"));
             }
         }
         let (below, _) = Chain::open_as_far(&pair.target, &options.chain.clone().locked(false))?;

@@ -237,7 +237,9 @@ fn refuse_own_file(chain: &Chain, target: &Path) -> vhdkit::Result<()> {
     let Ok(real) = fs::canonicalize(target) else { return Ok(()) };
     let same = |path: &Path| fs::canonicalize(path).is_ok_and(|path| path == real);
     if chain.layers().iter().filter_map(|layer| layer.path()).any(same) {
-        return Err(Error::new(ErrorKind::Refused, "this file is part of what is being converted").with_path(target));
+        return Err(Error::new(ErrorKind::Refused, "this file is part of what is being converted")
+            .with_path(target)
+            .with_hint("give the new image a name of its own"));
     }
     Ok(())
 }
