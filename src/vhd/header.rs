@@ -47,9 +47,7 @@ impl BlockLayout {
 
     /// How many blocks hold a disk of `size` bytes.
     pub(super) fn blocks(self, size: u64) -> u64 {
-        size.checked_add(self.block_size.saturating_sub(1))
-            .and_then(|sum| sum.checked_div(self.block_size))
-            .unwrap_or(0)
+        if self.block_size == 0 { 0 } else { size.div_ceil(self.block_size) }
     }
 
     /// The block `offset` lies in, and how far into it.

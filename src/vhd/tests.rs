@@ -230,6 +230,25 @@ fn a_lost_block_is_an_error_and_never_zeros() {
     }
 }
 
+/// Sizes that overflow when they are rounded up to whole blocks once counted as none, which any table can hold.
+#[test]
+fn no_disk_is_larger_than_its_table() {
+    let whole = create(&VhdCreate::new(GIB)).0.to_bytes().unwrap();
+    for size in [GIB + 512, 2040 * GIB, 1 << 63, u64::MAX - 511, u64::MAX & !4095, u64::MAX & !(2 * MIB - 1)] {
+        let mut bytes = whole.clone();
+        let tail = bytes.len() - 512;
+        for at in [0, tail] {
+            bytes[at + 48..at + 56].copy_from_slice(&size.to_be_bytes());
+            bytes[at + 64..at + 68].fill(0);
+            let sum = !bytes[at..at + 512].iter().map(|&byte| u32::from(byte)).sum::<u32>();
+            bytes[at + 64..at + 68].copy_from_slice(&sum.to_be_bytes());
+        }
+        let error = open(&memory(&bytes), Access::Read).0.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{size:#x}: {error}");
+        assert_eq!(error.problem().unwrap().structure, Structure::VhdHeader, "{size:#x}: {error}");
+    }
+}
+
 /// The rest of the table may lie past the end of the file, with the structures before it in order.
 #[test]
 fn a_table_cut_off_is_damage_with_a_place_and_no_failure_of_the_medium() {

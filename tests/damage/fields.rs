@@ -92,6 +92,8 @@ impl Field {
         // States of block allocation tables, and reserved bits beside them.
         list.extend((0..8).map(|state| value & !7 | state));
         list.push(value ^ 1 << (bits / 2));
+        // The largest in whole sectors, pages and megabytes: rounded up, they overflow.
+        list.extend([max & !511, max & !4095, max & !((1 << 20) - 1)]);
         let mut values: Vec<(String, Vec<u8>)> = list
             .into_iter()
             .map(|value| {
