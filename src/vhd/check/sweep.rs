@@ -11,6 +11,7 @@ use crate::units::{FileOffset, SECTOR};
 use crate::vhd::bat::UNALLOCATED;
 use crate::vhd::image::{Sparse, Vhd};
 use crate::vhd::space::overlap;
+use rayon::slice::ParallelSliceMut;
 use std::ops::Range;
 
 /// How many blocks are kept at a time, at eight bytes each: 64 MiB, 16 TiB of disk at the usual block size. Larger tables
@@ -83,16 +84,20 @@ pub(in crate::vhd) fn survey_keeping(
 ) -> Result<Survey> {
     let mut owned = owned.to_vec();
     owned.sort_by_key(|owned| owned.range.start);
-    let mut sweep = Sweep { vhd, sparse, owned, keep, findings, survey: Survey::default() };
-    let mut places = Vec::new();
-    let parts = sweep.judge(&mut places)?;
+    let clear = clear_of(&owned, sparse.bat.limit);
+    let mut sweep = Sweep { vhd, sparse, owned, clear, keep, findings, survey: Survey::default() };
     let mut line = Line::default();
+    let (parts, places) = sweep.judge(&mut line)?;
+    let Some(mut places) = places else {
+        sweep.finish(&mut line);
+        return Ok(sweep.survey);
+    };
     if places.len() < keep.places {
         sweep.follow(&mut places, &mut line);
     } else {
         let windows = windows(&parts, keep.places);
         for window in windows.iter().take(keep.passes) {
-            sweep.collect(window, &mut places)?;
+            sweep.collect(0..u64::from(sparse.bat.entries), window, &mut places)?;
             sweep.follow(&mut places, &mut line);
         }
         if windows.len() > keep.passes {
@@ -105,8 +110,12 @@ pub(in crate::vhd) fn survey_keeping(
     Ok(sweep.survey)
 }
 
-/// A block of the table: the sector it starts in, and its number.
-type Place = (u32, u32);
+/// A block of the table: the sector it starts in above, its number below. One number sorts faster than a pair.
+type Place = u64;
+
+fn place(entry: u32, block: u64) -> Place {
+    u64::from(entry) << 32 | block.min(u64::from(u32::MAX))
+}
 
 /// How far the sweep along the file has got.
 #[derive(Debug, Default)]
@@ -117,6 +126,8 @@ struct Line {
     next_owned: usize,
     /// The block of the disk that reaches furthest: its start and its end.
     furthest: Option<(u64, u64)>,
+    /// Where the last of all blocks ends.
+    end: u64,
 }
 
 struct Sweep<'a> {
@@ -124,6 +135,8 @@ struct Sweep<'a> {
     sparse: &'a Sparse,
     /// Sorted by start.
     owned: Vec<Owned>,
+    /// A part of the file that none of those touches, the longest.
+    clear: Range<u64>,
     keep: Keep,
     findings: &'a mut Findings,
     survey: Survey,
@@ -134,41 +147,72 @@ impl Sweep<'_> {
         self.sparse.bat.blocks()
     }
 
-    /// Looks at each entry by itself; answers how many blocks start in which part of the file, and fills `places` as far
-    /// as it may go.
-    fn judge(&mut self, places: &mut Vec<Place>) -> Result<Vec<u32>> {
+    /// Looks at each entry by itself, and follows `line` along the blocks for as long as each lies behind the one before.
+    /// Answers how many blocks start in which part of the file and, unless all lay in order, the blocks, as far as they
+    /// may be kept; `line` has then not begun.
+    fn judge(&mut self, line: &mut Line) -> Result<(Vec<u32>, Option<Vec<Place>>)> {
         let mut parts = vec![0u32; 1 << (u32::BITS.saturating_sub(PART_SECTORS_LOG2))];
-        let blocks = self.blocks();
-        let bat = &self.sparse.bat;
-        bat.for_each(&self.vhd.store, 0..u64::from(bat.entries), |block, entry| {
+        let mut places: Option<Vec<Place>> = None;
+        let (vhd, bat, blocks) = (self.vhd, &self.sparse.bat, self.blocks());
+        bat.for_each(&vhd.store, 0..u64::from(bat.entries), |block, entry| {
             if entry == UNALLOCATED {
                 return Ok(());
             }
-            let on_disk = block < blocks;
-            if on_disk {
+            if block < blocks {
                 self.survey.allocated = self.survey.allocated.saturating_add(1);
             } else {
                 self.survey.stale = self.survey.stale.saturating_add(1);
             }
-            if let Some(fault) = bat.fault(block, entry) {
-                if on_disk {
-                    self.lose(block, entry, fault);
-                }
+            if !self.believes(block, entry) {
                 return Ok(());
-            }
-            if on_disk {
-                self.meet(block, entry);
             }
             let part = usize::try_from(entry >> PART_SECTORS_LOG2).ok();
             if let Some(count) = part.and_then(|part| parts.get_mut(part)) {
                 *count = count.saturating_add(1);
             }
-            if places.len() < self.keep.places {
-                places.push((entry, u32::try_from(block).unwrap_or(u32::MAX)));
+            if places.is_none() {
+                let range = self.extent(entry, block);
+                if range.start >= line.end {
+                    self.step(line, block, &range);
+                    return Ok(());
+                }
+                *line = Line::default();
+                self.survey.gaps = 0;
+                let mut before = Vec::new();
+                self.collect(0..block, &(0..u32::MAX), &mut before)?;
+                places = Some(before);
+            }
+            if let Some(places) = places.as_mut().filter(|places| places.len() < self.keep.places) {
+                places.push(place(entry, block));
             }
             Ok(())
         })?;
-        Ok(parts)
+        Ok((parts, places))
+    }
+
+    /// Whether a block can be where its entry says; notes what is wrong with it.
+    #[inline]
+    fn believes(&mut self, block: u64, entry: u32) -> bool {
+        let start = u64::from(entry).saturating_mul(SECTOR);
+        let layout = self.sparse.bat.layout;
+        let clear = self.clear.start <= start && start.saturating_add(layout.stride()) <= self.clear.end;
+        let on_disk = block < self.blocks();
+        if !clear {
+            if let Some(fault) = self.sparse.bat.fault(block, entry) {
+                if on_disk {
+                    self.lose(block, entry, fault);
+                }
+                return false;
+            }
+            if on_disk {
+                self.meet(block, entry);
+            }
+        }
+        let data = start.saturating_add(layout.bitmap_len);
+        if on_disk && !data.is_multiple_of(crate::vhd::space::FILE_UNIT) {
+            self.survey.unaligned = self.survey.unaligned.saturating_add(1);
+        }
+        true
     }
 
     fn lose(&mut self, block: u64, entry: u32, fault: Fault) {
@@ -187,10 +231,6 @@ impl Sweep<'_> {
     /// Compares a block of the disk with the parts of the file that opening has not held it against.
     fn meet(&mut self, block: u64, entry: u32) {
         let range = self.extent(entry, block);
-        let data = range.start.saturating_add(self.sparse.bat.layout.bitmap_len);
-        if !data.is_multiple_of(crate::vhd::space::FILE_UNIT) {
-            self.survey.unaligned = self.survey.unaligned.saturating_add(1);
-        }
         let guest = |owned: &&Owned| matches!(owned.structure, Structure::VhdLocator | Structure::VhdBatmap);
         if let Some(met) = self.owned.iter().filter(guest).find(|owned| overlap(&owned.range, &range)) {
             let found = format_args!("block {block} at file offset {:#x} to {:#x}", range.start, range.end);
@@ -209,15 +249,15 @@ impl Sweep<'_> {
         start..if block < self.blocks() { whole.min(self.sparse.bat.limit.max(must)) } else { whole }
     }
 
-    /// The blocks that start in the parts `window` of the file.
-    fn collect(&self, window: &Range<u32>, places: &mut Vec<Place>) -> Result<()> {
+    /// Those of `blocks` that start in the parts `window` of the file.
+    fn collect(&self, blocks: Range<u64>, window: &Range<u32>, places: &mut Vec<Place>) -> Result<()> {
         places.clear();
         let bat = &self.sparse.bat;
-        bat.for_each(&self.vhd.store, 0..u64::from(bat.entries), |block, entry| {
+        bat.for_each(&self.vhd.store, blocks, |block, entry| {
             let inside = entry != UNALLOCATED && window.contains(&(entry >> PART_SECTORS_LOG2));
             // More than fit into one part share bytes, and enough of them are kept to say so.
             if inside && places.len() < self.keep.places && bat.fault(block, entry).is_none() {
-                places.push((entry, u32::try_from(block).unwrap_or(u32::MAX)));
+                places.push(place(entry, block));
             }
             Ok(())
         })
@@ -225,22 +265,29 @@ impl Sweep<'_> {
 
     /// Moves `line` along the blocks `places`, all of which start behind those before.
     fn follow(&mut self, places: &mut [Place], line: &mut Line) {
-        places.sort_unstable();
-        for &(entry, block) in places.iter() {
-            let block = u64::from(block);
+        places.par_sort_unstable();
+        for &place in places.iter() {
+            let (entry, block) = ((place >> 32) as u32, place & u64::from(u32::MAX));
             let range = self.extent(entry, block);
             if block < self.blocks() {
                 match line.furthest {
                     Some((start, end)) if range.start < end => self.clash(block, &range, start),
                     _ => {}
                 }
-                if line.furthest.is_none_or(|(_, end)| end < range.end) {
-                    line.furthest = Some((range.start, range.end));
-                }
             }
-            self.advance(line, range.start);
-            self.cover(line, &range);
+            self.step(line, block, &range);
         }
+    }
+
+    /// Moves `line` past the block at `range`, which starts no earlier than the one before.
+    #[inline]
+    fn step(&mut self, line: &mut Line, block: u64, range: &Range<u64>) {
+        if block < self.blocks() && line.furthest.is_none_or(|(_, end)| end < range.end) {
+            line.furthest = Some((range.start, range.end));
+        }
+        line.end = line.end.max(range.end);
+        self.advance(line, range.start);
+        self.cover(line, range);
     }
 
     /// Notes a block that shares bytes with the one at `other`.
@@ -287,6 +334,21 @@ impl Sweep<'_> {
             self.findings.note(Severity::Warning, Problem::new(Structure::VhdBlock, Fault::Alignment, found, allowed));
         }
     }
+}
+
+/// The longest part of the first `limit` bytes between `owned`, which are sorted by their start.
+fn clear_of(owned: &[Owned], limit: u64) -> Range<u64> {
+    let mut longest = 0..0u64;
+    let mut reach = 0u64;
+    let ends = owned.iter().map(|owned| owned.range.clone()).chain(std::iter::once(limit..limit));
+    for range in ends {
+        let between = reach..range.start.min(limit).max(reach);
+        if between.end.saturating_sub(between.start) > longest.end.saturating_sub(longest.start) {
+            longest = between;
+        }
+        reach = reach.max(range.end);
+    }
+    longest
 }
 
 /// Runs of parts with as many blocks as can be kept, or single parts with more.
