@@ -304,14 +304,15 @@ impl Image {
         }
     }
 
-    /// Ends what a later opening of the same storage could not know of, without closing the image.
+    /// As [`close`](Self::close), the image staying open: a later opening of the same storage finds all that it did.
     ///
     /// # Errors
     /// What the storage answers.
     pub(crate) fn finish(&mut self) -> Result<()> {
         match self {
             Self::Vhdx(image) => image.end_session(),
-            Self::Vhd(_) | Self::Raw(_) => Ok(()),
+            Self::Vhd(image) => image.end_session(),
+            Self::Raw(image) => image.end_session(),
         }
     }
 

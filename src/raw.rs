@@ -59,6 +59,14 @@ impl Raw {
     /// # Errors
     /// What the storage answers.
     pub(crate) fn close(mut self) -> Result<()> {
+        self.end_session()
+    }
+
+    /// As [`close`](Self::close), the disk staying open.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(crate) fn end_session(&mut self) -> Result<()> {
         if self.writable { self.flush() } else { Ok(()) }
     }
 }

@@ -162,6 +162,15 @@ impl ChainOptions {
         self
     }
 
+    /// The same for a chain from which `layers` are gone: their files, where the caller named them, are not looked for.
+    pub(crate) fn without_layers(mut self, layers: Range<usize>) -> Self {
+        // The leaf has no place in the list.
+        let place = |layer: usize| layer.saturating_sub(1).min(self.parents.len());
+        let gone = place(layers.start)..place(layers.end);
+        self.parents.drain(gone);
+        self
+    }
+
     /// Whether files are locked.
     pub(crate) fn is_locked(&self) -> bool {
         self.locked

@@ -38,7 +38,8 @@ pub(crate) fn remove_leftovers(target: &Path) {
     }
 }
 
-fn directory_of(path: &Path) -> &Path {
+/// The directory that a path leads to a name in.
+pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -191,6 +191,14 @@ impl Vhd {
     /// # Errors
     /// What the storage answers.
     pub fn close(mut self) -> Result<()> {
+        self.end_session()
+    }
+
+    /// As [`close`](Self::close), the image staying open.
+    ///
+    /// # Errors
+    /// What the storage answers.
+    pub(crate) fn end_session(&mut self) -> Result<()> {
         if !self.access.writes() {
             return Ok(());
         }

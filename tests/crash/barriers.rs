@@ -184,7 +184,7 @@ barriers! {
     vhd_fixed_zeros_before_the_new_size: "src/vhd/resize.rs", "grow_fixed", 2;
     vhd_fixed_footer_before_the_slack_is_cut: "src/vhd/resize.rs", "cut_slack", 1;
     vhd_footers_are_durable: "src/vhd/space.rs", "write_footers", 2;
-    vhd_everything_is_durable_after_a_close: "src/vhd/space.rs", "close", 1;
+    vhd_everything_is_durable_after_a_close: "src/vhd/space.rs", "end_session", 1;
     vhd_everything_is_durable_after_a_flush: "src/vhd/write.rs", "flush", 1;
     vhdx_a_new_file_is_durable_when_made: "src/vhdx/create.rs", "create", 2;
     vhdx_one_header_before_the_other: "src/vhdx/header.rs", "update_once", 1;

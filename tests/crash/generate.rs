@@ -148,6 +148,8 @@ fn known_vhd() -> Vec<MergeSpec> {
             resume: true,
             ..make("survivor, resumed", (2, 4), small_vhd([40 * KIB, 44 * KIB, 44 * KIB, 40 * KIB]))
         },
+        // Relinked, the chain is one on which the same depths mean another merge.
+        MergeSpec { resume: true, ..make("survivor, into a child, resumed", (2, 3), small_vhd(same)) },
         MergeSpec { relink: false, ..make("not relinked", (2, 3), three(same)) },
         MergeSpec { dirty: true, ..make("after crashes", (1, 3), three(same)) },
     ]);
@@ -196,6 +198,8 @@ fn known_vhdx() -> Vec<MergeSpec> {
             resume: true,
             ..make("survivor, resumed", (2, 4), small_vhdx([2 * MIB, 3 * MIB, 3 * MIB, 2 * MIB]))
         },
+        // Relinked, the chain is one on which the same depths mean another merge.
+        MergeSpec { resume: true, ..make("survivor, into a child, resumed", (2, 3), small_vhdx(same)) },
         MergeSpec { relink: false, ..make("not relinked", (2, 3), three(same)) },
         MergeSpec { dirty: true, ..make("logs to replay", (1, 3), three(same)) },
     ]);

@@ -137,14 +137,35 @@ impl Merge {
         Ok(())
     }
 
-    /// Runs the merge again; false when there was nothing left of it because the link is changed already, which is its
-    /// last write.
+    /// Runs the merge again; false when only its end was left because the link is changed already, which is its last
+    /// write. A merge that keeps its place then says so, unless it has forgotten it.
     pub(crate) fn rerun(&self, disk: &SimDisk) -> Result<bool, String> {
-        let whole = chains::open(&self.storages(disk), Access::Read);
-        if whole.is_err() && self.spec.relink && chains::open(&self.shortened(disk), Access::Read).is_ok() {
-            return Ok(false);
+        if !self.is_short(disk) {
+            return self.merge(disk).map_err(|error| format!("rerun: {error}")).map(|()| true);
         }
-        self.merge(disk).map_err(|error| format!("rerun: {error}")).map(|()| true)
+        if self.keeps_place(disk) {
+            let note = vhdkit::ops::CheckpointStore::load(&files::Place(disk.file(CHECKPOINT)));
+            let note = note.map(|note| note.map(|note| String::from_utf8_lossy(&note).into_owned()));
+            let at = |error: vhdkit::Error| format!("rerun of the end, noted as {note:?}: {error}");
+            let mut chain = chains::open(&self.shortened(disk), Access::Read).map_err(at)?;
+            let report = merge_chain(&mut chain, &self.options(disk), &Watch::none()).map_err(at)?;
+            chain.close().map_err(at)?;
+            if !report.ended {
+                return Err("the rerun merged again what was merged".to_owned());
+            }
+        }
+        Ok(false)
+    }
+
+    /// The survivor stands on the target.
+    fn is_short(&self, disk: &SimDisk) -> bool {
+        self.spec.relink
+            && chains::open(&self.storages(disk), Access::Read).is_err()
+            && chains::open(&self.shortened(disk), Access::Read).is_ok()
+    }
+
+    fn keeps_place(&self, disk: &SimDisk) -> bool {
+        self.spec.resume && disk.file(CHECKPOINT).len().is_ok_and(|len| len > 0)
     }
 
     /// Whatever a crash left: the views stand, a rerun finishes, and then the target shows the source.
@@ -205,6 +226,8 @@ impl Merge {
     fn judge_state(&self, state: &CrashState<'_>, done: usize) -> Result<(), String> {
         if state.point() >= done {
             self.check_done(&state.disk(), &self.views).map_err(|error| format!("merged and closed, but {error}"))?;
+        } else if self.spec.resume && self.is_short(&state.disk()) && !self.keeps_place(&state.disk()) {
+            return Err("the link is changed, and nothing says that the merge is at its end".to_owned());
         }
         self.judge(&state.disk(), &self.views)?;
         match self.again {

@@ -1,6 +1,6 @@
 //! Merges killed at random moments.
 
-use crate::lab::{BASE, FORMATS, LEAF, Lab, MIB, MIDDLE, pattern, view_of};
+use crate::lab::{BASE, FORMATS, LEAF, Lab, MIB, pattern, view_of};
 use crate::program::{Dice, End, Running, ok, run, say, vhdkit};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -30,10 +30,18 @@ fn line(lab: &Lab, form: &Form, extra: &str) -> String {
     format!("merge {} {} --json --checkpoint-every 1M {extra}", lab.name(LEAF), form.options)
 }
 
+fn report(end: &End) -> serde_json::Value {
+    serde_json::from_slice(&end.stdout).expect("a report")
+}
+
 /// The `resumed_at` of a merge that succeeded.
 fn resumed_at(end: &End) -> Option<u64> {
-    let report: serde_json::Value = serde_json::from_slice(&end.stdout).expect("a report");
-    report["resumed_at"].as_u64()
+    report(end)["resumed_at"].as_u64()
+}
+
+/// Whether a merge that succeeded had nothing to merge, only files to relink or delete.
+fn ended(end: &End) -> bool {
+    report(end)["ended"] == true
 }
 
 #[derive(Debug, Default)]
@@ -48,16 +56,20 @@ struct Tally {
     too_late: usize,
     /// Runs that went on where a killed one had got to.
     resumed: usize,
-    /// Kills of merges that had everything merged and were tidying up.
+    /// Of those, merges that had noted that their end began.
+    with_note: usize,
+    /// Kills of merges that had everything merged and were relinking or deleting.
     at_the_end: usize,
+    /// Of those, merges that the next run finished.
+    ended: usize,
 }
 
 /// What a run left to do for the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Something,
-    /// Everything is merged, and the chain is short already: the same merge has no meaning any more.
-    Tidying,
+    /// Everything is merged, and the chain is short already: only files to relink or delete are left.
+    End,
     Nothing,
 }
 
@@ -85,7 +97,20 @@ impl Campaign {
         for _ in 0..=self.dice.below(4) {
             match self.kill_one(&lab, form) {
                 Left::Something => {}
-                Left::Tidying => return,
+                Left::End => {
+                    self.tally.ended += 1;
+                    let end = run(vhdkit(lab.folder.path(), &line(&lab, form, "")));
+                    assert_eq!(
+                        end.code,
+                        Some(0),
+                        "{} rerun of the end of {}: {}",
+                        self.format,
+                        form.options,
+                        end.stderr
+                    );
+                    assert!(ended(&end), "{}: it merged again", form.options);
+                    return self.finished(&lab, form);
+                }
                 Left::Nothing => return self.finished(&lab, form),
             }
         }
@@ -99,8 +124,11 @@ impl Campaign {
     fn kill_one(&mut self, lab: &Lab, form: &Form) -> Left {
         let jobs = format!("--jobs {} --progress json", 1 + self.dice.below(2));
         let mut merge = Running::start(vhdkit(lab.folder.path(), &line(lab, form, &jobs)));
-        let early = self.dice.below(5) == 0;
-        let copying = if early {
+        let ends = form.delete || form.options.contains("--relink");
+        let copying = if ends && self.dice.below(3) == 0 {
+            // That is a short time, which is hit only when it is aimed at.
+            merge.works_until(|| lab.note(LEAF).exists())
+        } else if self.dice.below(5) == 0 {
             merge.works_for(self.dice.time_below(self.usual / 4));
             false
         } else {
@@ -118,13 +146,17 @@ impl Campaign {
         self.tally.kills += 1;
         self.tally.copying += usize::from(copying);
         self.tally.with_checkpoint += usize::from(lab.checkpoint(form.target).exists());
-        let left = self.check(lab, form);
-        self.tally.at_the_end += usize::from(left == Left::Tidying);
-        left
+        self.tally.with_note += usize::from(lab.note(LEAF).exists());
+        if !self.check(lab, form) {
+            return Left::Something;
+        }
+        self.tally.at_the_end += 1;
+        // A run that was killed after it had forgotten its place had nothing left to do.
+        if lab.note(LEAF).exists() { Left::End } else { Left::Nothing }
     }
 
-    /// What must hold after a kill.
-    fn check(&self, lab: &Lab, form: &Form) -> Left {
+    /// What must hold after a kill. Whether the end of the merge shows in the chain.
+    fn check(&self, lab: &Lab, form: &Form) -> bool {
         let when = format!("after a kill of {}", form.options);
         let mut gone = false;
         for depth in LEAF..form.target {
@@ -136,16 +168,16 @@ impl Campaign {
         }
         if gone {
             lab.assert_shows(form.target, view_of(self.format, form.source), &when);
-            return Left::Tidying;
+            return true;
         }
         // What the target shows is nobody's business yet, but it opens.
         lab.shows(form.target).unwrap_or_else(|error| panic!("the target does not open {when}: {error}"));
         let (_, files) = lab.shows(LEAF).expect("it was read before");
         if files == 3 {
-            return Left::Something;
+            return false;
         }
         lab.assert_shows(form.target, view_of(self.format, form.source), &when);
-        Left::Tidying
+        true
     }
 
     fn finished(&self, lab: &Lab, form: &Form) {
@@ -178,6 +210,7 @@ fn campaign(format: Format) {
     assert!(tally.copying > KILLS / 3, "{tally:?}");
     assert!(tally.with_checkpoint > KILLS / 5, "{tally:?}");
     assert!(tally.resumed > KILLS / 20, "{tally:?}");
+    assert!(tally.with_note > 2, "{tally:?}");
 }
 
 #[test]
@@ -294,26 +327,5 @@ fn a_checkpoint_of_a_newer_program_is_refused_until_restart() {
         assert!(end.stderr.contains("version 2") && end.stderr.contains("--restart"), "{}", end.stderr);
         lab.assert_shows(LEAF, view_of(format, LEAF), "after the refusal");
         assert_eq!(finishes(&lab, "--restart", view_of(format, LEAF)), None);
-    }
-}
-
-/// The state between the last merged byte and the end of the tidying, made by hand.
-#[test]
-fn a_merge_killed_while_tidying_up_has_nothing_left_to_merge() {
-    for format in FORMATS {
-        let lab = Lab::new(format);
-        ok(lab.folder.path(), &line(&lab, &FORMS[0], ""));
-        fs::remove_file(lab.path(LEAF)).unwrap();
-        let end = run(vhdkit(lab.folder.path(), &line(&lab, &FORMS[3], "")));
-        assert_eq!(end.code, Some(3), "{}", end.stderr);
-        lab.assert_shows(BASE, view_of(format, LEAF), "with one merged file deleted");
-
-        let lab = Lab::new(format);
-        ok(lab.folder.path(), &line(&lab, &FORMS[4], ""));
-        let end = run(vhdkit(lab.folder.path(), &line(&lab, &FORMS[5], "")));
-        assert_eq!(end.code, Some(5), "{}", end.stderr);
-        assert!(end.stderr.contains("the chain has 2 files"), "{}", end.stderr);
-        fs::remove_file(lab.path(MIDDLE)).unwrap();
-        lab.assert_shows(LEAF, view_of(format, LEAF), "with the merged file deleted by hand");
     }
 }

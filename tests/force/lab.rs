@@ -157,6 +157,11 @@ impl Lab {
         self.folder.path().join(format!(".{}.vhdkit-merge", self.name(target)))
     }
 
+    /// The note of the end of a merge that was asked for by the file of `depth`.
+    pub(crate) fn note(&self, depth: usize) -> PathBuf {
+        self.folder.path().join(format!(".{}.vhdkit-merge-end", self.name(depth)))
+    }
+
     /// What the file of `depth` shows, its chain opened anew under locks, and how many files the chain has.
     pub(crate) fn shows(&self, depth: usize) -> Result<(Vec<u8>, usize), vhdkit::Error> {
         let _quiet = quiet();

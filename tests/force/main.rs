@@ -4,6 +4,7 @@
 mod changes;
 mod compact;
 mod copies;
+mod endings;
 mod faults;
 mod full;
 mod jobs;

@@ -4,14 +4,17 @@
 //!
 //! A checkpoint saves time and never decides what is right. It is believed only when the ids prove that nothing was
 //! written since: for VHDX the DataWriteGuid of every merged file and of the target. A VHD has no such id, so there
-//! the finished part is compared byte by byte and copied where it differs.
+//! the finished part is compared byte by byte and copied where it differs. Once all is merged it also names the files
+//! (see `ending`).
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
 use crate::storage::atomic::{AtomicFile, remove_leftovers, sync_directory_of};
 use crate::storage::{Access, FileStorage, Lock, Storage};
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::Span;
@@ -89,16 +92,27 @@ impl CheckpointStore for BesideTarget {
 }
 
 /// A merge and how far it got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Checkpoint {
     format: String,
-    source: usize,
-    target: usize,
+    pub(super) source: usize,
+    pub(super) target: usize,
     /// Identity and virtual size of each merged file, nearest the leaf first.
-    merged: Vec<(String, u64)>,
-    target_id: String,
+    pub(super) merged: Vec<(String, u64)>,
+    pub(super) target_id: String,
     /// Everything before this offset of the disk is in the target, durable.
-    done: u64,
+    pub(super) done: u64,
+    /// Once all is merged: the merged files, nearest the leaf first, and the target.
+    pub(super) files: Vec<NotedFile>,
+}
+
+/// A file as it was when all was merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct NotedFile {
+    /// Below the directory of the leaf, or absolute; `None` for a storage that is no file.
+    pub(super) path: Option<PathBuf>,
+    /// What another writer cannot but change, without spaces.
+    pub(super) stamp: String,
 }
 
 /// What a saved checkpoint is worth.
@@ -137,12 +151,18 @@ impl Checkpoint {
             merged: (span.source..span.target).map(|index| (id(index), size(index))).collect(),
             target_id: id(span.target),
             done: 0,
+            files: Vec::new(),
         }
     }
 
     /// The same merge, this far.
     pub(super) fn at(&self, done: u64) -> Self {
-        Self { done, ..self.clone() }
+        Self { done, files: Vec::new(), ..self.clone() }
+    }
+
+    /// The same merge at its end, with the files that are of it.
+    pub(super) fn ending(&self, files: Vec<NotedFile>) -> Self {
+        Self { files, ..self.clone() }
     }
 
     /// What `saved` says about this merge, given whether the target's identity proves anything.
@@ -164,13 +184,16 @@ impl Checkpoint {
             text.push_str(&format!("merged {id} {size}\n"));
         }
         text.push_str(&format!("done {}\n", self.done));
+        for file in &self.files {
+            text.push_str(&format!("file {} {}\n", file.stamp, file.path.as_deref().map_or_else(String::new, escaped)));
+        }
         let sum = crc32c::crc32c(text.as_bytes());
         text.push_str(&format!("crc {sum:08x}\n"));
         text.into_bytes()
     }
 
     /// `None` for bytes that are no whole checkpoint.
-    fn decode(bytes: &[u8]) -> Result<Option<Self>> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Option<Self>> {
         let Some(text) = std::str::from_utf8(bytes).ok() else { return Ok(None) };
         let Some((body, sum)) = text.split_once("crc ") else { return Ok(None) };
         if format!("{:08x}\n", crc32c::crc32c(body.as_bytes())) != sum {
@@ -194,8 +217,7 @@ impl Checkpoint {
     }
 
     fn fields(lines: std::str::Lines<'_>) -> Option<Self> {
-        let mut all =
-            Self { format: String::new(), source: 0, target: 0, merged: Vec::new(), target_id: String::new(), done: 0 };
+        let mut all = Self::default();
         for line in lines {
             let (key, value) = line.split_once(' ')?;
             match key {
@@ -210,11 +232,39 @@ impl Checkpoint {
                     all.merged.push((id.to_owned(), size.parse().ok()?));
                 }
                 "done" => all.done = value.parse().ok()?,
+                "file" => {
+                    let (stamp, path) = value.split_once(' ')?;
+                    let path = if path.is_empty() { None } else { Some(unescaped(path)?) };
+                    all.files.push(NotedFile { path, stamp: stamp.to_owned() });
+                }
                 _ => return None,
             }
         }
         Some(all)
     }
+}
+
+/// `path` as one word: bytes that are no printing ASCII, and `%`, as `%XX`.
+fn escaped(path: &Path) -> String {
+    let mut text = String::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' | 0..=b' ' | 0x7F.. => text.push_str(&format!("%{byte:02x}")),
+            _ => text.push(char::from(byte)),
+        }
+    }
+    text
+}
+
+fn unescaped(text: &str) -> Option<PathBuf> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend(rest.as_bytes());
+    }
+    Some(PathBuf::from(OsString::from_vec(bytes)))
 }
 
 #[cfg(test)]
@@ -229,7 +279,20 @@ mod tests {
             merged: vec![("a".to_owned(), 5), ("b".to_owned(), 6)],
             target_id: "g".to_owned(),
             done: 0,
+            files: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_files_of_an_ending_come_back_as_they_were_and_do_not_hinder_a_resume() {
+        let odd = OsString::from_vec(b"/a b/%41\n\xff\xc3\xa4.vhd".to_vec());
+        let file = |path: Option<PathBuf>| NotedFile { path, stamp: "1/2.3".to_owned() };
+        let files = vec![file(Some(PathBuf::from(odd))), file(None), file(Some(PathBuf::from("-")))];
+        let ending = Checkpoint { files, ..sample().at(77) };
+        assert_eq!(Checkpoint::decode(&ending.encode()).unwrap().as_ref(), Some(&ending));
+        assert_eq!(sample().resume(&ending.encode()).unwrap(), Resume::Skip(77));
+        assert_eq!(unescaped("a%4"), None);
+        assert_eq!(unescaped("a%zz"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! interruption costs time, and running the merge again finishes it.
 
 mod checkpoint;
+mod ending;
 mod plan;
 mod run;
 mod siblings;
@@ -16,6 +17,8 @@ pub(super) use checkpoint::BesideTarget;
 pub use checkpoint::CheckpointStore;
 pub use plan::{MergePlan, PlannedFile};
 pub use run::{MergeReport, merge_chain};
+
+use ending::Note;
 
 use crate::chain::{Chain, ChainOptions, Layer};
 use crate::error::{Error, ErrorKind, Result};
@@ -250,9 +253,15 @@ fn open_held(leaf: &Path, options: &MergeOptions) -> Result<(Chain, Span)> {
 /// What a merge would do, without doing it.
 ///
 /// # Errors
-/// Those of [`merge`] that come before its first write, except siblings and space, which the plan lists instead.
+/// Those of [`merge`] that come before its first write, except siblings and space, which the plan lists instead; `Refused`
+/// when an interrupted merge has nothing left but files to relink or delete.
 pub fn plan_merge(leaf: impl AsRef<Path>, options: &MergeOptions) -> Result<MergePlan> {
     let leaf = leaf.as_ref();
+    if let Some(note) = Note::of(leaf, options)
+        && note.pending(leaf, options)?.is_some()
+    {
+        return Err(ending::only_the_end(leaf));
+    }
     let chain = Chain::open(leaf, &options.chain.clone())?;
     let span = options.layers(&chain)?;
     plan::make(&chain, span, options)
@@ -262,13 +271,21 @@ pub fn plan_merge(leaf: impl AsRef<Path>, options: &MergeOptions) -> Result<Merg
 ///
 /// All affected files are locked first, then everything is checked, then written; whatever ends it early (an error, a
 /// cancel, the machine) leaves every file nearer the leaf than the target showing what it showed, and calling it again
-/// finishes it.
+/// finishes it. One that ends while it relinks and deletes is finished too, by a note beside the leaf; only files that
+/// are as it left them are deleted then.
 ///
 /// # Errors
 /// Before the first write: `Chain` (depth), `ParentNotFound` and its kin, `InUse`, `ReadOnly`, `Refused` (siblings,
 /// a saved state), `NoSpace`. Later: `Io`, `NoSpace`, `Corrupt` (a block that cannot be read), `Cancelled`.
 pub fn merge(leaf: impl AsRef<Path>, options: &MergeOptions, watch: &Watch<'_>) -> Result<MergeReport> {
-    let (mut chain, span) = open_held(leaf.as_ref(), options)?;
+    let leaf = leaf.as_ref();
+    let note = Note::of(leaf, options);
+    if let Some(note) = &note
+        && let Some(begun) = note.pending(leaf, options)?
+    {
+        return note.finish(leaf, options, begun);
+    }
+    let (mut chain, span) = open_held(leaf, options)?;
     let plan = plan::make(&chain, span, options)?;
     plan.require_startable(options.siblings)?;
     let beside = plan.target.path.as_deref().and_then(|target| BesideTarget::new(target, "merge"));
@@ -277,7 +294,7 @@ pub fn merge(leaf: impl AsRef<Path>, options: &MergeOptions, watch: &Watch<'_>) 
         (None, Some(beside)) => Some(beside as &dyn CheckpointStore),
         (None, None) => None,
     };
-    let mut report = run::Run { span, options, watch, store }.run(&mut chain)?;
+    let mut report = run::Run { span, options, watch, store, note: note.as_ref() }.run(&mut chain)?;
     report.siblings = plan.siblings;
     let merged: Vec<PathBuf> = chain.layers()[span.source..span.target]
         .iter()
@@ -286,11 +303,14 @@ pub fn merge(leaf: impl AsRef<Path>, options: &MergeOptions, watch: &Watch<'_>) 
     // The locks outlive the images: a merge that began before the rest is done would have its files taken away.
     let _held: Vec<Arc<FileStorage>> = chain.layers().iter().filter_map(Layer::held_file).collect();
     chain.close()?;
+    if options.delete {
+        report.deleted = run::delete(merged)?;
+    }
     if let Some(store) = store {
         store.clear()?;
     }
-    if options.delete {
-        report.deleted = run::delete(merged)?;
+    if let Some(note) = note.filter(|_| span.relink || options.delete) {
+        note.clear()?;
     }
     Ok(report)
 }

@@ -64,15 +64,7 @@ impl MergePlan {
     /// # Errors
     /// `Refused` for siblings under [`Siblings::Refuse`]; `NoSpace`.
     pub fn require_startable(&self, policy: Siblings) -> Result<()> {
-        if policy == Siblings::Refuse && !self.siblings.is_empty() {
-            let names: Vec<String> = self.siblings.iter().map(|path| path.display().to_string()).collect();
-            return Err(self
-                .blame(Error::new(
-                    ErrorKind::Refused,
-                    format_args!("other images stand on files that would change: {}", names.join(", ")),
-                ))
-                .with_hint("merge or move them first, or give them up with --siblings invalidate"));
-        }
+        siblings::require_none(&self.siblings, policy).map_err(|error| self.blame(error))?;
         match self.space_available {
             Some(free) if free < self.space_needed.saturating_add(SPACE_MARGIN) => Err(self
                 .blame(Error::new(

@@ -9,9 +9,10 @@
 //! 2. A larger source: the target grows, the new range zero.
 //! 3. Batches: reserve, copy, sync, publish.
 //! 4. VHDX: the metadata that describes the disk is replaced by the source's. A smaller source: the target is cut.
-//! 5. The survivor is pointed at the target; the merged files are deleted. Both only when asked.
+//! 5. The survivor is pointed at the target; the merged files are deleted. Both only when asked, and noted before.
 
 use super::checkpoint::{Checkpoint, CheckpointStore, Resume};
+use super::ending::{Note, close_files};
 use super::{MergeOptions, Span};
 use crate::chain::{Chain, Layer, relative_windows_path};
 use crate::copy::{Copier, Meter};
@@ -49,11 +50,14 @@ pub struct MergeReport {
     pub siblings: Vec<PathBuf>,
     /// The offset of the disk up to which an interrupted merge had got, when this one went on from there.
     pub resumed_at: Option<u64>,
+    /// Everything was merged before: an interrupted merge had left files to relink or delete, and this one did that.
+    pub ended: bool,
 }
 
 /// Merges inside a chain that is open already, over storages of the caller's own. Nothing is looked for, checked for
 /// space, or deleted, and it resumes only from a [store](MergeOptions::store) it is given, which the caller clears when
-/// the chain is closed; the rest is as [`merge`](super::merge).
+/// the chain is closed; the rest is as [`merge`](super::merge). A merge that was interrupted while it relinked leaves a
+/// chain without the merged files, and is finished in that.
 ///
 /// The storages of the affected layers must take writes though their images were opened for reading; they are opened
 /// anew for writing, and closed cleanly when the merge succeeds and the chain is [closed](Chain::close).
@@ -61,8 +65,14 @@ pub struct MergeReport {
 /// # Errors
 /// As [`merge`](super::merge).
 pub fn merge_chain(chain: &mut Chain, options: &MergeOptions, watch: &Watch<'_>) -> Result<MergeReport> {
+    let note = Note::without_files(options);
+    if let Some(note) = &note
+        && let Some(report) = note.finish_chain(chain, options)?
+    {
+        return Ok(report);
+    }
     let span = options.layers(chain)?;
-    Run { span, options, watch, store: options.store.as_deref() }.run(chain)
+    Run { span, options, watch, store: options.store.as_deref(), note: note.as_ref() }.run(chain)
 }
 
 /// One merge to carry out.
@@ -72,6 +82,8 @@ pub(super) struct Run<'a> {
     pub(super) watch: &'a Watch<'a>,
     /// Where it keeps its place.
     pub(super) store: Option<&'a dyn CheckpointStore>,
+    /// Where it notes that its end has begun.
+    pub(super) note: Option<&'a Note>,
 }
 
 impl Run<'_> {
@@ -95,6 +107,12 @@ impl Run<'_> {
             // The same size: an interrupted merge may have got as far as that and left a table too long.
             resize(chain, span.target, new_size)?;
         }
+        if let Some(note) = self.note
+            && (span.relink || self.options.delete)
+        {
+            close_files(chain, span)?;
+            note.begin(chain, &Checkpoint::of(chain, span).at(new_size))?;
+        }
         let relinked = if span.relink { relink(chain, span)? } else { None };
         Ok(MergeReport {
             target: chain.layer(span.target)?.path().map(Path::to_path_buf),
@@ -105,6 +123,7 @@ impl Run<'_> {
             deleted: Vec::new(),
             siblings: Vec::new(),
             resumed_at: resume.done(),
+            ended: false,
         })
     }
 
@@ -204,7 +223,9 @@ fn restartable(chain: &Chain, span: Span, error: Error) -> Error {
 /// Deletes the merged files, nearest the leaf first, so that no file is left without its parent.
 pub(super) fn delete(merged: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     for path in &merged {
-        std::fs::remove_file(path).map_err(|error| Error::io("delete the merged file", error).with_path(path))?;
+        let hint = "everything is merged; run the same merge again to delete what is left";
+        let failed = |error| Error::io("delete the merged file", error).with_path(path).with_hint(hint);
+        std::fs::remove_file(path).map_err(failed)?;
         sync_directory_of(path)?;
     }
     Ok(merged)

@@ -1,10 +1,10 @@
 //! Other images that stand on the files a merge changes.
 //!
-//! Owns: which files of the chain they are looked for of. Must not know: how they are found, what is done about them.
+//! Owns: which files of the chain they are looked for of. Must not know: how they are found, how they are given up.
 
-use super::{MergeOptions, Span};
+use super::{MergeOptions, Siblings, Span};
 use crate::chain::Chain;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::link::ImageId;
 use crate::ops::children;
 use std::collections::BTreeSet;
@@ -21,4 +21,15 @@ pub(super) fn find(chain: &Chain, span: Span, options: &MergeOptions) -> Result<
     let first = if options.delete { span.source } else { span.source + 1 };
     let ids: Vec<ImageId> = layers[first..=span.target].iter().filter_map(|layer| layer.image().id()).collect();
     children::find(&ids, &own, &options.search)
+}
+
+/// Refuses to go on when there are any and they are not given up.
+pub(super) fn require_none(siblings: &[PathBuf], policy: Siblings) -> Result<()> {
+    if policy == Siblings::Invalidate || siblings.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = siblings.iter().map(|path| path.display().to_string()).collect();
+    let message = format_args!("other images stand on files that would change: {}", names.join(", ")).to_string();
+    let hint = "merge or move them first, or give them up with --siblings invalidate";
+    Err(Error::new(ErrorKind::Refused, message).with_hint(hint))
 }

@@ -17,7 +17,8 @@ const EXAMPLES: &str = "\
 Depth counts from the leaf, which is 1. What the source shows stays the same at every
 instant. After an interruption run the same merge again: it goes on from the note
 .TARGET.vhdkit-merge beside the target if the files are still what they were then,
-and from the beginning otherwise.
+and from the beginning otherwise. If it was relinking or deleting already, it finishes
+that, by .LEAF.vhdkit-merge-end beside the leaf.
 
 Examples, for a chain leaf.vhdx - middle.vhdx - base.vhdx:
     vhdkit merge leaf.vhdx --depth 1                  leaf into middle
@@ -172,7 +173,9 @@ fn plan_text(plan: &MergePlan) -> String {
 fn report_text(report: &MergeReport, args: &MergeArgs) -> String {
     let mut fields = Fields::default();
     fields.add("merged into", name(report.target.as_deref()));
-    fields.add_some("went on at", report.resumed_at.map(size::exact));
+    let at_the_end = || "the end: everything was merged before".to_owned();
+    let went_on = report.resumed_at.map(|at| if report.ended { at_the_end() } else { size::exact(at) });
+    fields.add_some("went on at", went_on);
     fields.add("data copied", size::exact(report.moved));
     fields.add("zeros made", size::exact(report.zeroed));
     fields.add_some("relinked", report.relinked.as_ref().map(|path| path.display()));
