@@ -15,6 +15,7 @@ mod link;
 mod locate;
 mod marks;
 mod open;
+mod options;
 mod pieces;
 mod scan;
 mod search;
@@ -26,7 +27,7 @@ pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
 #[cfg(feature = "registry")]
 pub(crate) use marks::resync_mark;
-pub use open::ChainOptions;
+pub use options::ChainOptions;
 pub(crate) use pieces::piece_at;
 pub use pieces::{Owner, Piece, Pieces};
 pub(crate) use scan::{FoundFile, regular_files};

@@ -3,7 +3,8 @@
 //! Owns: the identities of the images in the directories a caller named. Must not know: paths that children hold.
 
 use super::Layer;
-use super::open::{self, ChainOptions};
+use super::open;
+use super::options::ChainOptions;
 use super::scan::{self, FoundFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::{ImageId, ParentLink};
