@@ -62,8 +62,8 @@ pub use repair::{RepairOptions, RepairReport, Repaired, UndoReport, repair, repa
 pub use reparent::{AbsolutePath, ReparentOptions, ReparentReport, reparent};
 #[cfg(feature = "registry")]
 pub use replica::{
-    Capability, CopyState, Group, GroupReport, GroupView, Leads, ModifyOptions, ModifyReport, Operation, Pending,
-    Relation, RelationView, Replicas, ReturnCode, SyncType, capabilities,
+    Capability, CopyState, Group, GroupReport, GroupRun, GroupView, Leads, ModifyOptions, ModifyReport, Operation,
+    Pending, Relation, RelationView, Replicas, ReturnCode, SyncType, capabilities,
 };
 pub use rescue::{
     Doubt, LossCause, LostRange, MAX_FILL, MAX_LOST_RANGES, RescueOptions, RescueReport, RescuedFile, rescue,

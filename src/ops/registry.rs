@@ -8,7 +8,7 @@
 //! version that must be known.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::atomic::{AtomicFile, sync_directory_of};
+use crate::storage::atomic::{AtomicFile, remove_if_there, remove_leftovers_in, sync_directory_of};
 use crate::storage::{Access, FileStorage, Lock, Storage};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,8 @@ impl Registry {
             let busy = Error::new(ErrorKind::InUse, "another operation works with these records");
             busy.with_path(&self.directory).with_hint("wait until it has ended; a process that died holds no lock")
         })?;
+        // Whoever writes records holds the lock, so what others began is from the dead.
+        remove_leftovers_in(&self.directory);
         Ok(Held { _file: file })
     }
 
@@ -174,12 +176,7 @@ impl Registry {
     /// What the system answers.
     pub(super) fn remove(&self, kind: &str, name: &str) -> Result<()> {
         require_name(name)?;
-        let path = self.path(kind, name);
-        match fs::remove_file(&path) {
-            Ok(()) => sync_directory_of(&path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io("remove the record", error).with_path(&path)),
-        }
+        remove_if_there(&self.path(kind, name), "remove the record").map(drop)
     }
 }
 

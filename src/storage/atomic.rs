@@ -27,14 +27,38 @@ fn prefix(name: &OsStr) -> String {
 /// Removes what killed processes left of files that were to become `target`. For callers who know that no other process
 /// is making one. What cannot be removed stays: it is hidden litter.
 pub(crate) fn remove_leftovers(target: &Path) {
-    let (Some(name), Ok(entries)) = (target.file_name(), fs::read_dir(directory_of(target))) else { return };
+    let Some(name) = target.file_name() else { return };
     let prefix = prefix(name);
+    remove_partial_files(directory_of(target), |rest| rest.strip_prefix(&prefix));
+}
+
+/// The same of all files that were to be in `directory`.
+#[cfg(any(feature = "registry", test))]
+pub(crate) fn remove_leftovers_in(directory: &Path) {
+    remove_partial_files(directory, |rest| rest.strip_prefix('.')?.rsplit_once('.').map(|(_, random)| random));
+}
+
+fn remove_partial_files(directory: &Path, random: impl Fn(&str) -> Option<&str>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let random = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(SUFFIX));
+        let random = name.to_str().and_then(|name| random(name.strip_suffix(SUFFIX)?));
         if random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_hexdigit())) {
             let _ = fs::remove_file(entry.path());
         }
+    }
+}
+
+/// Removes the file at `path`, which may be gone already; durable on return. Answers whether it was there.
+///
+/// # Errors
+/// What the system answers, as a failure to do `what`.
+#[cfg(any(feature = "registry", test))]
+pub(crate) fn remove_if_there(path: &Path, what: &str) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_directory_of(path).map(|()| true),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io(what, source).with_path(path)),
     }
 }
 

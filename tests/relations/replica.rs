@@ -282,27 +282,184 @@ fn a_consistent_group_is_split_all_or_none() {
     assert_eq!(all.show("c.vhdx").unwrap().relation.group, None);
 }
 
-#[test]
-fn a_group_split_that_died_half_way_is_finished_by_the_next() {
-    let lab = Lab::new();
-    let (all, _) = grouped(&lab);
-    all.modify_group("vm", (Operation::Split, &ModifyOptions::new()), Vec::new(), &Watch::none()).unwrap();
-    // As if the process had died when one member's record was written and the others' were not.
-    for name in ["b.vhd", "c.vhdx"] {
-        let path = lab.root.join(format!("records/relation-{name}.json"));
-        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        let relation = &mut record["record"];
+/// Changes the record `name` of `kind` by hand, as if the process had died before a later version was written.
+fn rewrite(lab: &Lab, file: &str, change: impl Fn(&mut serde_json::Value)) {
+    let path = lab.root.join(format!("records/{file}.json"));
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut record["record"]);
+    fs::write(&path, record.to_string()).unwrap();
+}
+
+/// The group's record says that a split is at work.
+fn in_a_split(lab: &Lab, run: &str) {
+    rewrite(lab, "group-vm", |group| group["run"] = serde_json::json!({ "operation": "split", "id": run }));
+}
+
+/// The member's record says that it is to be split.
+fn to_be_split(lab: &Lab, name: &str) {
+    rewrite(lab, &format!("relation-{name}"), |relation| {
         let child = relation["base"].as_str().map(|_| relation["source"].clone());
-        relation["pending"] = serde_json::json!({ "operation": "split", "child": child });
+        let run = relation["run"].take();
+        relation["pending"] = serde_json::json!({ "operation": "split", "child": child, "run": run });
         if !relation["base"].is_null() {
             relation["source"] = relation["base"].take();
         }
         relation["state"] = "synchronized".into();
-        fs::write(&path, record.to_string()).unwrap();
+    });
+}
+
+#[test]
+fn a_group_split_that_died_half_way_is_finished_by_the_next() {
+    // When the records of so many members said that they are split; the last one is a clone, which has no log.
+    for ended in 0..=2 {
+        let lab = Lab::new();
+        let (all, _) = grouped(&lab);
+        let split = || all.modify_group("vm", (Operation::Split, &ModifyOptions::new()), Vec::new(), &Watch::none());
+        split().unwrap();
+        let run = all.show("a.vhdx").unwrap().relation.run.unwrap();
+        in_a_split(&lab, &run);
+        let names = ["a.vhdx", "b.vhd", "c.vhdx"];
+        names[ended..].iter().for_each(|name| to_be_split(&lab, name));
+        assert_eq!(
+            all.group("vm").unwrap().state,
+            if ended == 0 { CopyState::Unsynchronized } else { CopyState::Mixed }
+        );
+        let files = lab.files();
+        let report = split().unwrap();
+        assert_eq!((report.group.state, report.done.len(), report.failed.len()), (CopyState::Split, 3 - ended, 0));
+        assert_eq!(report.group.group.run, None);
+        assert_eq!(lab.files(), files, "no second log");
+        for (name, logs) in names.into_iter().zip([true, true, false]) {
+            assert_eq!(all.show(name).unwrap().relation.base.is_some(), logs);
+        }
     }
+}
+
+#[test]
+fn a_group_split_that_died_before_its_set_was_there_starts_anew() {
+    let lab = Lab::new();
+    let (all, disks) = grouped(&lab);
+    in_a_split(&lab, "dead");
+    to_be_split(&lab, "a.vhdx");
+    rewrite(&lab, "relation-a.vhdx", |relation| {
+        relation["pending"]["run"] = "dead".into();
+        relation["pending"]["child"] = disks[0].with_file_name("a-7.vhdx").to_str().into();
+    });
     let report = all.modify_group("vm", (Operation::Split, &ModifyOptions::new()), Vec::new(), &Watch::none()).unwrap();
-    assert_eq!((report.group.state, report.done.len()), (CopyState::Split, 2));
-    assert!(all.show("b.vhd").unwrap().relation.base.is_some());
+    assert_eq!((report.group.state, report.done.len()), (CopyState::Split, 3));
+    assert_eq!(all.show("a.vhdx").unwrap().relation.source, disks[0].with_file_name("a-1.vhdx"));
+    // One member that somebody was at work on by itself is finished first.
+    all.modify_group("vm", (Operation::ResyncReplica, &ModifyOptions::new()), Vec::new(), &Watch::none()).unwrap();
+    to_be_split(&lab, "b.vhd");
+    let refused = all.modify_group("vm", (Operation::Split, &ModifyOptions::new()), Vec::new(), &Watch::none());
+    assert!(refused.unwrap_err().to_string().contains("b.vhd: split was begun"));
+    assert_eq!(all.group("vm").unwrap().group.run, None);
+    assert_eq!(all.show("a.vhdx").unwrap().observed, CopyState::Synchronized);
+}
+
+#[test]
+fn an_interrupted_reversal_of_a_group_turns_each_member_once() {
+    let lab = Lab::new();
+    let (all, disks) = grouped(&lab);
+    let reverse = || {
+        all.modify_group("vm", (Operation::ReverseRoles, &ModifyOptions::new()), Vec::new(), &Watch::none()).unwrap()
+    };
+    reverse();
+    let run = all.show("a.vhdx").unwrap().relation.run.unwrap();
+    // As if the process had died after the first.
+    rewrite(&lab, "group-vm", |group| group["run"] = serde_json::json!({ "operation": "reverse-roles", "id": run }));
+    for name in ["b.vhd", "c.vhdx"] {
+        all.modify(name, Operation::ReverseRoles, &ModifyOptions::new(), &Watch::none()).unwrap();
+    }
+    assert_eq!(reverse().done.len(), 2);
+    for (view, disk) in all.group("vm").unwrap().relations.iter().zip(&disks) {
+        assert_eq!(view.relation.target, *disk, "it was the source");
+    }
+}
+
+#[test]
+fn a_member_and_its_group_agree_whichever_record_was_written_last() {
+    let lab = Lab::new();
+    let (all, _) = grouped(&lab);
+    // It was told of the group, and the group not yet of it; the group is gone, and it was not yet told.
+    rewrite(&lab, "group-vm", |group| group["members"] = serde_json::json!(["b.vhd"]));
+    assert_eq!(all.show("a.vhdx").unwrap().relation.group, None);
+    assert_eq!(all.set_member("vm", "a.vhdx", true).unwrap().group.members, ["b.vhd", "a.vhdx"]);
+    fs::remove_file(lab.root.join("records/group-vm.json")).unwrap();
+    assert_eq!(all.list().unwrap().len(), 3);
+    all.create_group("other").unwrap();
+    assert_eq!(all.set_member("other", "a.vhdx", true).unwrap().relations.len(), 1);
+}
+
+#[test]
+fn a_copy_that_died_before_it_had_a_target_goes_on_or_is_given_up() {
+    for operation in [Operation::Suspend, Operation::Abort, Operation::Activate] {
+        let lab = Lab::new();
+        let all = replicas(&lab);
+        let disk = lab.disk("disk.vhdx", 2 * MIB);
+        write(&disk, 0, &pattern(64 * KIB, 1));
+        let copy = lab.path("copy.vhdx");
+        all.create("m", SyncType::Mirror, &disk, Some(&copy)).unwrap();
+        rewrite(&lab, "relation-m", |relation| {
+            relation["state"] = "unsynchronized".into();
+            relation["pending"] = serde_json::json!({ "operation": "activate" });
+        });
+        assert_eq!(all.show("m").unwrap().observed, CopyState::Unsynchronized);
+        done(&all, "m", operation);
+        match operation {
+            Operation::Suspend => drop(done(&all, "m", Operation::Resume)),
+            Operation::Abort => drop(done(&all, "m", Operation::ResyncReplica)),
+            _ => {}
+        }
+        assert!(shows(&copy) == shows(&disk));
+    }
+}
+
+#[test]
+fn what_a_failover_wrote_survives_reversed_roles() {
+    for extension in ["vhdx", "vhd"] {
+        let lab = Lab::new();
+        let all = replicas(&lab);
+        let disk = lab.disk(&format!("disk.{extension}"), 4 * MIB);
+        write(&disk, 0, &pattern(MIB, 1));
+        let copy = lab.path(&format!("copy.{extension}"));
+        all.create("m", SyncType::Mirror, &disk, Some(&copy)).unwrap();
+        done(&all, "m", Operation::Activate);
+        let live = done(&all, "m", Operation::Failover).relation.live.unwrap();
+        write(&live, MIB, b"written to the replica");
+        let expected = shows(&live);
+        let view = done(&all, "m", Operation::ReverseRoles);
+        assert_eq!((&view.relation.source, &view.relation.target, view.relation.live), (&live, &disk, None));
+        // And as they were.
+        let view = done(&all, "m", Operation::ReverseRoles);
+        assert_eq!(
+            (view.relation.source, view.relation.target, view.relation.live),
+            (disk.clone(), copy.clone(), Some(live.clone()))
+        );
+        done(&all, "m", Operation::ReverseRoles);
+        write(&live, 2 * MIB, b"more");
+        let after = shows(&live);
+        assert!(after != expected);
+        let view = done(&all, "m", Operation::Failback);
+        assert_eq!((&view.relation.source, &view.relation.target), (&copy, &disk), "the leaf is merged away");
+        assert!(shows(&copy) == after && shows(&disk) == after && !live.exists());
+    }
+}
+
+#[test]
+fn why_an_operation_stopped_is_in_the_record_until_it_is_done() {
+    let lab = Lab::new();
+    let all = replicas(&lab);
+    let disk = lab.disk("disk.vhdx", 2 * MIB);
+    let copy = lab.path("copy.vhdx");
+    all.create("m", SyncType::Mirror, &disk, Some(&copy)).unwrap();
+    fs::write(&copy, "no image").unwrap();
+    let failure = all.modify("m", Operation::Activate, &ModifyOptions::new(), &Watch::none()).unwrap_err();
+    let view = all.show("m").unwrap();
+    assert_eq!((view.observed, view.relation.failed), (CopyState::Invalid, Some(failure.to_string())));
+    fs::remove_file(&copy).unwrap();
+    assert_eq!(all.show("m").unwrap().observed, CopyState::Broken);
+    assert_eq!(done(&all, "m", Operation::ResyncReplica).relation.failed, None);
 }
 
 fn operations() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
@@ -328,6 +485,7 @@ proptest! {
         let mut source = shows(&disk);
         let mut replica: Option<Vec<u8>> = None;
         let mut live: Option<Vec<u8>> = None;
+        let mut below: Option<Vec<u8>> = None;
         let mut state = CopyState::Initialized;
         for (seed, (choice, place, interrupt)) in (2..).zip(steps) {
             let view = all.show("r").unwrap();
@@ -366,7 +524,7 @@ proptest! {
                     let now = all.show("r").unwrap();
                     let ended = now.relation != view.relation;
                     if ended {
-                        model(kind, operation, &row.leads, (&mut source, &mut replica, &mut live), &mut state);
+                        model(kind, operation, &row.leads, (&mut source, &mut replica, &mut live, &mut below), &mut state);
                     }
                     continue;
                 }
@@ -376,7 +534,7 @@ proptest! {
             if !allowed {
                 continue;
             }
-            model(kind, operation, &row.leads, (&mut source, &mut replica, &mut live), &mut state);
+            model(kind, operation, &row.leads, (&mut source, &mut replica, &mut live, &mut below), &mut state);
             let view = all.show("r").unwrap();
             prop_assert_eq!(view.observed, state, "after {}", operation);
             prop_assert!(shows(&view.relation.source) == source, "the source after {operation}");
@@ -390,14 +548,15 @@ proptest! {
     }
 }
 
-type Bytes<'a> = (&'a mut Vec<u8>, &'a mut Option<Vec<u8>>, &'a mut Option<Vec<u8>>);
+/// The source, the replica, the leaf above it; the file below the leaf when the roles of those are reversed.
+type Bytes<'a> = (&'a mut Vec<u8>, &'a mut Option<Vec<u8>>, &'a mut Option<Vec<u8>>, &'a mut Option<Vec<u8>>);
 
 /// What an operation that is done means, in bytes.
 fn model(
     kind: SyncType,
     operation: Operation,
     leads: &Option<Leads>,
-    (source, replica, live): Bytes<'_>,
+    (source, replica, live, below): Bytes<'_>,
     state: &mut CopyState,
 ) {
     match operation {
@@ -405,15 +564,21 @@ fn model(
         Operation::RestoreFromReplica => *source = replica.clone().unwrap(),
         Operation::Failover => *live = replica.clone(),
         Operation::Failback => {
-            *source = live.take().unwrap_or_else(|| replica.clone().unwrap());
+            // Without a leaf in use the roles were reversed: the source is what was written to.
+            *source = live.take().unwrap_or_else(|| source.clone());
+            *below = None;
             if kind != SyncType::Snapshot {
                 *replica = Some(source.clone());
             }
         }
-        Operation::ReverseRoles => {
-            let other = live.take().or_else(|| replica.take()).unwrap();
-            *replica = Some(std::mem::replace(source, other));
-        }
+        Operation::ReverseRoles => match (live.take(), below.take()) {
+            (Some(used), _) => {
+                *below = replica.take();
+                *replica = Some(std::mem::replace(source, used));
+            }
+            (None, Some(under)) => *live = Some(std::mem::replace(source, replica.replace(under).unwrap())),
+            (None, None) => *replica = Some(std::mem::replace(source, replica.take().unwrap())),
+        },
         _ => {}
     }
     if let Some(Leads::To(to)) = leads {

@@ -15,10 +15,13 @@ use crate::ops::create::{CreateOptions, create};
 use crate::ops::merge::{MergeOptions, merge};
 use crate::ops::resync::{self, ResyncOptions, ResyncPair, resync};
 use crate::ops::session::SnapshotDisk;
-use crate::storage::atomic::sync_directory_of;
+use crate::storage::atomic::{remove_if_there, remove_leftovers, sync_directory_of};
 use crate::watch::Watch;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// What fails when a merged file does not go.
+const MERGED: &str = "delete the merged file";
 
 /// One operation at work on one relation.
 pub(super) struct Act<'a> {
@@ -34,6 +37,7 @@ impl Act<'_> {
     /// Does it; the record says afterwards that it is done, or with an error what there is to finish.
     pub(super) fn run(&mut self, operation: Operation) -> Result<()> {
         let copies = self.relation.sync_type != SyncType::Snapshot;
+        self.drop_merged_log(copies)?;
         match operation {
             Operation::Activate | Operation::Resume | Operation::ResyncReplica if copies => self.copy(operation),
             Operation::Activate | Operation::ResyncReplica => self.new_point(operation),
@@ -58,12 +62,29 @@ impl Act<'_> {
     /// Notes that `operation` is about to change files, with the new leaf it makes. One that goes on after an
     /// interruption keeps the leaf it had begun.
     pub(super) fn begin(&mut self, operation: Operation, child: Option<PathBuf>) -> Result<Option<PathBuf>> {
-        if let Some(pending) = self.relation.pending.as_ref().filter(|pending| pending.operation == operation) {
-            return Ok(pending.child.clone());
-        }
-        self.relation.pending = Some(Pending { operation, child: child.clone() });
+        let resumed = self.relation.pending.as_ref().filter(|pending| pending.operation == operation);
+        let child = resumed.map_or(child, |pending| pending.child.clone());
+        self.relation.pending =
+            Some(Pending { operation, child: child.clone(), child_id: None, run: self.options.run.clone() });
+        self.relation.failed = None;
         self.replicas.save(self.relation)?;
+        self.options.reached(CopyState::Unsynchronized);
         Ok(child)
+    }
+
+    /// A copy that was interrupted when its change log was merged already, and not yet gone, has the record lead to the
+    /// file below.
+    fn drop_merged_log(&mut self, copies: bool) -> Result<()> {
+        let Some(pending) = self.relation.pending.as_mut().filter(|pending| copies && pending.child_id.is_some())
+        else {
+            return Ok(());
+        };
+        let (Some(log), id) = (pending.child.take(), pending.child_id.take()) else { return Ok(()) };
+        if !log.exists() || data_id(&log, &self.replicas.chain).ok() == id {
+            return remove_if_there(&log, MERGED).map(drop);
+        }
+        self.notes.push(format!("the merged change log {} was written to since: it stays", log.display()));
+        Ok(())
     }
 
     fn resync(&mut self, source: PathBuf, target: PathBuf) -> Result<()> {
@@ -81,7 +102,6 @@ impl Act<'_> {
     fn copy(&mut self, operation: Operation) -> Result<()> {
         self.relation.state = CopyState::Unsynchronized;
         self.begin(operation, None)?;
-        self.options.reached(CopyState::Unsynchronized);
         let done = self.copy_all();
         if let Err(error) = &done
             && error.kind() != ErrorKind::Cancelled
@@ -102,6 +122,8 @@ impl Act<'_> {
             let options = options.logical_sector_size(chain.logical_sector_size());
             let options = image.block_size().into_iter().fold(options, CreateOptions::block_size);
             drop(chain);
+            // Nobody else makes it: the records are held.
+            remove_leftovers(&target);
             create(&target, &options)?;
         }
         self.resync(source, target)?;
@@ -140,18 +162,20 @@ impl Act<'_> {
             self.relation.base = None;
             return Ok(());
         }
+        let (log_id, base_id) = (data_id(&log, &self.replicas.chain)?, data_id(&base, &self.replicas.chain)?);
         // The log's own id tells whether anybody wrote to it after its contents were copied.
-        let unchanged = data_id(&log, &self.replicas.chain).ok() == self.relation.source_id;
+        if Some(&log_id) == self.relation.source_id.as_ref() {
+            self.relation.source_id = Some(base_id);
+            resync::remember(&base, &self.relation.target, &self.replicas.chain)?;
+        }
         self.relation.source = base;
         self.relation.base = None;
-        if unchanged {
-            self.relation.source_id = Some(data_id(&self.relation.source, &self.replicas.chain)?);
-            resync::remember(&self.relation.source, &self.relation.target, &self.replicas.chain)?;
+        // From here on the record leads to the file below, and says that the log is to go.
+        if let Some(pending) = &mut self.relation.pending {
+            (pending.child, pending.child_id) = (Some(log.clone()), Some(log_id));
         }
-        // From here on the record leads to the file below.
-        self.relation.pending = None;
         self.replicas.save(self.relation)?;
-        remove(&log)
+        remove_if_there(&log, MERGED).map(drop)
     }
 
     /// A snapshot: the leaf becomes the point in time, and a new leaf goes on above it.
@@ -173,6 +197,7 @@ impl Act<'_> {
             let leaf = Chain::open_leaf(&self.relation.source, &self.replicas.chain)?;
             let options = self.child_options(&leaf, &self.relation.target).overwrite(true);
             drop(leaf);
+            remove_leftovers(&self.relation.source);
             create(&self.relation.source, &options)?;
         }
         self.relation.settle(&self.replicas.chain)
@@ -190,33 +215,44 @@ impl Act<'_> {
     /// Brings what was written to the replica back, and makes the two one again.
     fn fail_back(&mut self, copies: bool) -> Result<()> {
         self.begin(Operation::Failback, None)?;
-        let live = self.relation.live.clone().filter(|live| live.exists());
-        let from = live.clone().unwrap_or_else(|| self.relation.target.clone());
-        self.resync(from, self.relation.source.clone())?;
-        if let Some(live) = live {
+        let Some(live) = self.relation.live.clone() else {
+            // The roles were reversed since: what was written is in the source.
+            return self.copy_all();
+        };
+        if live.exists() {
+            self.resync(live.clone(), self.relation.source.clone())?;
             if copies {
                 let options = MergeOptions::depth(1).chain(self.replicas.chain.clone()).jobs(self.options.jobs);
                 merge(&live, &options, self.watch)?;
             }
-            remove(&live)?;
+            remove_if_there(&live, MERGED)?;
+        } else if resync_mark(&self.relation.source).is_some_and(|mark| mark.exists()) {
+            let message = "the leaf that was to be brought back is gone, and the source holds parts of two disks";
+            return Err(Error::new(ErrorKind::NotFound, message).with_path(&live));
         }
+        // It goes last: when it is gone, everything of it is where it belongs.
         self.relation.live = None;
         self.relation.settle(&self.replicas.chain)
     }
 
     fn reverse(&mut self) -> Result<()> {
-        if let Some(live) = self.relation.live.take() {
-            // The replica goes on as the source, leaf and all.
-            self.relation.target = std::mem::replace(&mut self.relation.source, live);
+        use std::mem::{replace, swap};
+        let relation = &mut *self.relation;
+        if let Some(live) = relation.live.take() {
+            // The replica goes on as the source, in its leaf, which tells what the other one lacks.
+            let old = replace(&mut relation.source, live);
+            relation.base = Some(replace(&mut relation.target, old));
+        } else if let Some(base) = relation.base.take().filter(|_| relation.state == CopyState::Failedover) {
+            let old = replace(&mut relation.target, base);
+            relation.live = Some(replace(&mut relation.source, old));
         } else {
-            std::mem::swap(&mut self.relation.source, &mut self.relation.target);
+            swap(&mut relation.source, &mut relation.target);
         }
-        self.relation.base = None;
-        std::mem::swap(&mut self.relation.source_id, &mut self.relation.target_id);
-        if self.relation.state == CopyState::Split {
+        swap(&mut relation.source_id, &mut relation.target_id);
+        if relation.state == CopyState::Split {
             // What was above the base now tells what the target lacks; ids are taken as they are.
-            self.relation.target_id = Some(data_id(&self.relation.target, &self.replicas.chain)?);
-            self.relation.source_id = Some(data_id(&self.relation.source, &self.replicas.chain)?);
+            relation.target_id = Some(data_id(&relation.target, &self.replicas.chain)?);
+            relation.source_id = Some(data_id(&relation.source, &self.replicas.chain)?);
         }
         Ok(())
     }
@@ -260,6 +296,7 @@ impl Act<'_> {
         let leaf = Chain::open_leaf(parent, &self.replicas.chain)?;
         let options = self.child_options(&leaf, parent);
         drop(leaf);
+        remove_leftovers(child);
         create(child, &options)
     }
 
@@ -276,12 +313,4 @@ pub(super) fn numbered(leaf: &Path) -> Result<PathBuf> {
     named
         .map(|disk| disk.child)
         .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "this path names no file").with_path(leaf))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => sync_directory_of(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("delete the merged file", error).with_path(path)),
-    }
 }

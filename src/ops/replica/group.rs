@@ -5,7 +5,8 @@
 //!
 //! A split of a consistent group puts the change logs of all its mirrors on their sources by one snapshot set, which is
 //! there as a whole or not at all. The members' records follow; one that does not yet say so when the process dies finds
-//! its log when the split is run again.
+//! its log when the split is run again. Every operation on a group leaves its id in the members it was done to, so that
+//! it is done to each of them once however often it is interrupted.
 
 use super::act::numbered;
 use super::relation::{KIND as RELATION, Pending, Relation};
@@ -13,9 +14,12 @@ use super::table;
 use super::words::{CopyState, Operation, SyncType};
 use super::{ModifyOptions, ModifyReport, RelationView, Replicas};
 use crate::error::{Error, ErrorKind, Result};
+use crate::guid;
+use crate::ops::registry::Held;
 use crate::ops::session::{Participant, Session, SessionOptions, SnapshotDisk, recover_sessions};
 use crate::watch::Watch;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// The kind of its records.
 const KIND: &str = "group";
@@ -31,6 +35,17 @@ pub struct Group {
     pub members: Vec<String>,
     /// Whether they are separated all together or not at all.
     pub consistent: bool,
+    /// An operation on all of them that was begun and has not ended.
+    pub run: Option<GroupRun>,
+}
+
+/// An operation on all members of a group. A member that it was done to has its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRun {
+    /// Which one.
+    pub operation: Operation,
+    /// Its id.
+    pub id: String,
 }
 
 /// A group as it is now.
@@ -58,6 +73,9 @@ pub struct GroupReport {
     pub group: GroupView,
 }
 
+/// What was done to members, and those that failed.
+type Outcome = (Vec<ModifyReport>, Vec<(String, String)>);
+
 impl Replicas {
     /// Makes an empty group.
     ///
@@ -69,7 +87,7 @@ impl Replicas {
             let message = format_args!("there is a group {id} already").to_string();
             return Err(Error::new(ErrorKind::Refused, message).with_path(self.registry.directory()));
         }
-        let group = Group { id: id.to_owned(), members: Vec::new(), consistent: false };
+        let group = Group { id: id.to_owned(), members: Vec::new(), consistent: false, run: None };
         self.registry.save(KIND, id, &group)?;
         self.group_view(group)
     }
@@ -101,13 +119,16 @@ impl Replicas {
     /// `NotFound`; `InUse`.
     pub fn remove_group(&self, id: &str) -> Result<()> {
         let _held = self.registry.hold()?;
-        for member in self.load_group(id)?.members {
+        let group = self.load_group(id)?;
+        // The group first: without it nobody is its member.
+        self.registry.remove(KIND, id)?;
+        for member in group.members {
             if let Some(mut relation) = self.registry.load::<Relation>(RELATION, &member)? {
                 relation.group = None;
                 self.save(&relation)?;
             }
         }
-        self.registry.remove(KIND, id)
+        Ok(())
     }
 
     /// Takes the relation `member` into the group `id`, or out of it.
@@ -128,10 +149,15 @@ impl Replicas {
         if is_member {
             group.members.push(member.to_owned());
         }
-        // The group first: a member that does not know of its group yet is told when it is looked for.
-        self.registry.save(KIND, id, &group)?;
+        // Whoever is in the list knows of it: the relation is told before it comes in and after it went out.
         relation.group = is_member.then(|| id.to_owned());
-        self.save(&relation)?;
+        if is_member {
+            self.save(&relation)?;
+            self.registry.save(KIND, id, &group)?;
+        } else {
+            self.registry.save(KIND, id, &group)?;
+            self.save(&relation)?;
+        }
         self.group_view(group)
     }
 
@@ -148,11 +174,12 @@ impl Replicas {
     }
 
     /// Does `operation` to every member of the group `id`. Fracture and split of a consistent group are done to all of
-    /// them or to none; `participants` hold still meanwhile.
+    /// them or to none; `participants` hold still meanwhile. When it was interrupted, running it again does it to those
+    /// that it was not yet done to.
     ///
     /// # Errors
-    /// `NotFound`; `InUse`; `InvalidInput` for an empty group. For a consistent group what keeps any member from being
-    /// separated; otherwise what fails is in the report.
+    /// `NotFound`; `InUse`; `InvalidInput` for an empty group; `Cancelled`. For a consistent group what keeps any member
+    /// from being separated; otherwise what fails is in the report.
     pub fn modify_group(
         &self,
         id: &str,
@@ -161,76 +188,115 @@ impl Replicas {
         watch: &Watch<'_>,
     ) -> Result<GroupReport> {
         let held = self.registry.hold()?;
-        let group = self.load_group(id)?;
+        let mut group = self.load_group(id)?;
         if group.members.is_empty() {
             return Err(Error::new(ErrorKind::InvalidInput, format_args!("the group {id} has no members")));
         }
+        let resumed = group.run.take().filter(|run| run.operation == operation);
+        let is_resumed = resumed.is_some();
+        let run = resumed.unwrap_or_else(|| GroupRun { operation, id: guid::fresh().simple().to_string() });
+        group.run = Some(run.clone());
+        self.registry.save(KIND, id, &group)?;
+        let options = ModifyOptions { run: Some(run.id), ..options.clone() };
         let separates = matches!(operation, Operation::Fracture | Operation::Split);
-        let mut members = group.members.clone();
-        if group.consistent && separates {
-            members = self.separate(&group, (operation, options), participants, watch)?;
+        let ready = if group.consistent && separates {
+            self.separate(&group, is_resumed, (&options, participants), watch)
+        } else {
+            Ok(())
+        };
+        let done = ready.and_then(|()| self.modify_members(&held, &group, (operation, &options), watch));
+        let goes_on = match &done {
+            Ok(_) => false,
+            Err(error) => error.kind() == ErrorKind::Cancelled || self.has_begun(&group, &options),
+        };
+        if !goes_on {
+            // Relations that are gone took themselves out.
+            let mut group = self.load_group(id)?;
+            group.run = None;
+            self.registry.save(KIND, id, &group)?;
         }
+        let (done, failed) = done?;
+        Ok(GroupReport { done, failed, group: self.group(id)? })
+    }
+
+    /// Does `operation` to those members that this run has not done it to.
+    fn modify_members(
+        &self,
+        held: &Held,
+        group: &Group,
+        (operation, options): (Operation, &ModifyOptions),
+        watch: &Watch<'_>,
+    ) -> Result<Outcome> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
-        for member in &members {
-            match self.modify_held(&held, member, (operation, options), watch) {
+        for member in &group.members {
+            if self.load(member)?.run == options.run {
+                continue;
+            }
+            match self.modify_held(held, member, (operation, options), watch) {
                 Ok(report) => done.push(report),
                 Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
                 Err(error) => failed.push((member.clone(), error.to_string())),
             }
         }
-        // A relation that is gone took itself out.
-        let group = self.group(id)?;
-        Ok(GroupReport { done, failed, group })
+        Ok((done, failed))
+    }
+
+    /// Whether any member says that this run was begun.
+    fn has_begun(&self, group: &Group, options: &ModifyOptions) -> bool {
+        let begun = |relation: Relation| relation.pending.is_some_and(|pending| pending.run == options.run);
+        group.members.iter().any(|member| self.load(member).is_ok_and(begun))
     }
 
     /// Puts the change logs of all mirrors of `group` on their sources, or none, and notes in every member that the
-    /// operation was begun, so that it is finished whatever happens. Answers those that have yet to note that they are
-    /// separated: an earlier run that was interrupted may have got further with some.
+    /// operation was begun, so that it is finished whatever happens. An earlier run that was interrupted may have got
+    /// that far.
     fn separate(
         &self,
         group: &Group,
-        (operation, options): (Operation, &ModifyOptions),
-        participants: Vec<Box<dyn Participant>>,
+        is_resumed: bool,
+        (options, participants): (&ModifyOptions, Vec<Box<dyn Participant>>),
         watch: &Watch<'_>,
-    ) -> Result<Vec<String>> {
+    ) -> Result<()> {
+        let Some(GroupRun { operation, .. }) = group.run else { return Ok(()) };
         let sessions = self.registry.directory().join("sessions");
         recover_sessions(&sessions, None, &mut [])?;
         let mut relations = group.members.iter().map(|member| self.load(member)).collect::<Result<Vec<_>>>()?;
-        for relation in &mut relations {
-            self.drop_unless_made(relation, operation)?;
+        let is_made = |relation: &Relation| {
+            let pending = relation.pending.as_ref().filter(|pending| pending.run == options.run);
+            let child = pending.and_then(|pending| pending.child.as_ref());
+            relation.run == options.run || child.is_some_and(|child| child.exists())
+        };
+        if is_resumed && relations.iter().any(is_made) {
+            return Ok(());
         }
-        let resumes = relations.iter().any(|relation| relation.pending.is_some());
-        let goal = if operation == Operation::Split { CopyState::Split } else { CopyState::Fractured };
-        relations.retain(|relation| !(resumes && relation.state == goal && relation.pending.is_none()));
-        let members: Vec<String> = relations.iter().map(|relation| relation.id.clone()).collect();
         let mut disks = Vec::new();
-        let mut begun = Vec::new();
-        for relation in relations {
-            if relation.pending.is_none() {
-                table::check(relation.sync_type, operation, relation.observed(&self.chain), options.force)
-                    .map_err(|error| Error::new(error.kind(), format_args!("{}: {error}", relation.id)))?;
-                let child = match relation.sync_type {
-                    SyncType::Mirror => Some(numbered(&relation.source)?),
-                    _ => None,
-                };
-                if let Some(child) = &child {
-                    disks.push(SnapshotDisk { leaf: relation.source.clone(), child: child.clone() });
-                }
-                begun.push((relation, child));
+        for relation in &mut relations {
+            if relation.pending.take_if(|pending| pending.run == options.run).is_some() {
+                self.save(relation)?;
+            }
+            if let Some(child) = self.separable(relation, (operation, options))? {
+                disks.push(SnapshotDisk { leaf: relation.source.clone(), child });
             }
         }
-        for (relation, child) in &mut begun {
-            relation.pending = Some(Pending { operation, child: child.clone() });
+        let mut children = disks.iter();
+        for relation in &mut relations {
+            let is_mirror = relation.sync_type == SyncType::Mirror;
+            let child = if is_mirror { children.next().map(|disk| disk.child.clone()) } else { None };
+            relation.pending = Some(Pending { operation, child, child_id: None, run: options.run.clone() });
             self.save(relation)?;
         }
         if disks.is_empty() {
-            return Ok(members);
+            return Ok(());
         }
         let set = SessionOptions::new().registry(&sessions).chain(self.chain.clone());
         let session = Session::new(&disks, &set)?;
         let session = participants.into_iter().fold(session, Session::participant);
-        session.run(watch).map(|_| members).inspect_err(|_| {
-            for (relation, _) in &mut begun {
+        session.run(watch).map(drop).inspect_err(|_| {
+            // What could not be taken back is finished when this is run again.
+            if disks.iter().any(|disk| disk.child.exists()) {
+                return;
+            }
+            for relation in &mut relations {
                 relation.pending = None;
                 // A record that cannot be written now is put right when the split is run again.
                 let _ = self.save(relation);
@@ -238,17 +304,25 @@ impl Replicas {
         })
     }
 
-    /// A member whose log was never made was not separated after all.
-    fn drop_unless_made(&self, relation: &mut Relation, operation: Operation) -> Result<()> {
-        let Some(pending) = relation.pending.as_ref().filter(|pending| pending.operation == operation) else {
-            return Ok(());
+    /// The new leaf that `relation` gets when it is separated, if it is a mirror.
+    fn separable(
+        &self,
+        relation: &Relation,
+        (operation, options): (Operation, &ModifyOptions),
+    ) -> Result<Option<PathBuf>> {
+        let named = |error: Error| {
+            let told = Error::new(error.kind(), format_args!("{}: {error}", relation.id));
+            error.hint().map(str::to_owned).into_iter().fold(told, Error::with_hint)
         };
-        let is_made = pending.child.as_ref().is_none_or(|child| child.exists());
-        if !is_made || relation.sync_type != SyncType::Mirror {
-            relation.pending = None;
-            self.save(relation)?;
-        }
-        Ok(())
+        self.require_no_other(relation).map_err(named)?;
+        table::check(relation.sync_type, operation, relation.observed(&self.chain), options.force).map_err(named)?;
+        (relation.sync_type == SyncType::Mirror).then(|| numbered(&relation.source)).transpose()
+    }
+
+    /// Whether the group `id` lists `member`.
+    pub(super) fn is_member(&self, id: &str, member: &str) -> Result<bool> {
+        let group = self.registry.load::<Group>(KIND, id)?;
+        Ok(group.is_some_and(|group| group.members.iter().any(|other| other == member)))
     }
 
     /// Takes the relation `member`, which is gone, out of the group `id`.

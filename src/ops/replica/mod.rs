@@ -13,7 +13,7 @@ mod relation;
 mod table;
 mod words;
 
-pub use group::{Group, GroupReport, GroupView};
+pub use group::{Group, GroupReport, GroupRun, GroupView};
 pub use relation::{Pending, Relation};
 pub use table::{Capability, Leads, capabilities};
 pub use words::{CopyState, Operation, ReturnCode, SyncType};
@@ -43,6 +43,8 @@ pub struct ModifyOptions {
     force: bool,
     jobs: usize,
     told: Option<Sender<CopyState>>,
+    /// The operation on its group that this is part of.
+    run: Option<String>,
 }
 
 impl ModifyOptions {
@@ -128,7 +130,9 @@ impl Replicas {
         let _held = self.registry.hold()?;
         if self.registry.load::<Relation>(KIND, id)?.is_some() {
             let message = format_args!("there is a relation {id} already").to_string();
-            return Err(Error::new(ErrorKind::Refused, message).with_path(self.registry.directory()));
+            return Err(Error::new(ErrorKind::Refused, message)
+                .with_path(self.registry.directory())
+                .with_hint("if its replica has not been made, `vhdkit replica activate` makes it"));
         }
         let real = fs::canonicalize(source).map_err(|error| Error::io("find the disk", error).with_path(source))?;
         Chain::open(&real, &self.chain)?;
@@ -158,8 +162,10 @@ impl Replicas {
         let mut all = Vec::new();
         for id in self.registry.names(KIND)? {
             // One that ended since it was listed is none.
-            if let Some(relation) = self.registry.load(KIND, &id)? {
-                all.push(self.view(relation));
+            match self.load(&id) {
+                Ok(relation) => all.push(self.view(relation)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(all)
@@ -201,8 +207,10 @@ impl Replicas {
         let way = self.require(&relation, operation, options.force)?;
         let before = relation.state;
         let mut act = Act { replicas: self, relation: &mut relation, options, watch, moved: 0, notes: Vec::new() };
-        act.run(operation)?;
+        let done = act.run(operation);
         let (moved, notes) = (act.moved, act.notes);
+        done.inspect_err(|error| self.note_failure(id, error))?;
+        relation.run.clone_from(&options.run);
         self.end(&mut relation, operation, way, before)?;
         options.reached(relation.state);
         let relation = self.view(relation);
@@ -224,16 +232,36 @@ impl Replicas {
             let state = if finishes { leads_from(kind, operation) } else { observed };
             return table::check(kind, operation, state, true);
         }
-        let message = format_args!("{} was begun and has not ended", pending.operation).to_string();
-        Err(Error::new(ErrorKind::Refused, message).with_hint(format_args!(
-            "run {} again to finish it, or forget the relation with --force",
-            pending.operation
-        )))
+        self.require_no_other(relation)?;
+        table::check(kind, operation, observed, force)
+    }
+
+    /// Refuses a relation that has an operation to finish.
+    fn require_no_other(&self, relation: &Relation) -> Result<()> {
+        let Some(Pending { operation, .. }) = &relation.pending else { return Ok(()) };
+        let message = format_args!("{operation} was begun and has not ended").to_string();
+        let hint = format_args!("run {operation} again to finish it, or forget the relation with --force");
+        Err(Error::new(ErrorKind::Refused, message).with_hint(hint))
+    }
+
+    /// Notes in the record of an operation that was begun what made it stop.
+    fn note_failure(&self, id: &str, error: &Error) {
+        if error.kind() == ErrorKind::Cancelled {
+            return;
+        }
+        // The record as it was written: what is in memory may be ahead of it.
+        if let Ok(mut relation) = self.load(id)
+            && relation.pending.is_some()
+        {
+            relation.failed = Some(error.to_string());
+            // What made it fail is what counts.
+            let _ = self.save(&relation);
+        }
     }
 
     /// Records that `operation` is done.
     fn end(&self, relation: &mut Relation, operation: Operation, way: Way, before: CopyState) -> Result<()> {
-        relation.pending = None;
+        (relation.pending, relation.failed) = (None, None);
         match way {
             Way::To(state) => relation.state = state,
             Way::Same => relation.state = before,
@@ -251,11 +279,18 @@ impl Replicas {
     }
 
     fn load(&self, id: &str) -> Result<Relation> {
-        self.registry.load(KIND, id)?.ok_or_else(|| {
+        let mut relation: Relation = self.registry.load(KIND, id)?.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format_args!("there is no relation {id} here"))
                 .with_path(self.registry.directory())
                 .with_hint("`vhdkit replica list` shows those there are")
-        })
+        })?;
+        // The group's list decides: a process that died may have changed one of the two records only.
+        if let Some(group) = &relation.group
+            && !self.is_member(group, id)?
+        {
+            relation.group = None;
+        }
+        Ok(relation)
     }
 
     fn save(&self, relation: &Relation) -> Result<()> {

@@ -23,8 +23,12 @@ pub(super) const KIND: &str = "relation";
 pub struct Pending {
     /// Which one.
     pub operation: Operation,
-    /// The new leaf it makes.
+    /// The new leaf it makes; with an id, the merged leaf it removes.
     pub child: Option<PathBuf>,
+    /// What the merged leaf was when it was merged.
+    pub child_id: Option<String>,
+    /// The operation on its group that it is part of.
+    pub run: Option<String>,
 }
 
 /// A disk and its replica.
@@ -36,7 +40,8 @@ pub struct Relation {
     pub sync_type: SyncType,
     /// The leaf of the disk.
     pub source: PathBuf,
-    /// Where the source is fractured from its mirror: the file below the change log.
+    /// Where the source is fractured from its mirror, or is the replica in use after a failover and reversed roles: the
+    /// file below the leaf, which is the change log.
     pub base: Option<PathBuf>,
     /// The replica.
     pub target: PathBuf,
@@ -56,6 +61,10 @@ pub struct Relation {
     pub group: Option<String>,
     /// An operation that was begun and has not ended.
     pub pending: Option<Pending>,
+    /// Why that stopped, unless it was told to or its process died.
+    pub failed: Option<String>,
+    /// The last operation on its group that was done to it.
+    pub run: Option<String>,
 }
 
 impl Relation {
@@ -74,6 +83,8 @@ impl Relation {
             synced: None,
             group: None,
             pending: None,
+            failed: None,
+            run: None,
         }
     }
 
@@ -89,14 +100,25 @@ impl Relation {
     pub(super) fn observed(&self, options: &ChainOptions) -> CopyState {
         use CopyState as S;
         let not_made = matches!(self.state, S::Initialized | S::Prepared | S::Inactive);
-        if !self.source.exists() || (!self.target.exists() && !not_made) {
+        let begun = self.pending.as_ref().map(|pending| pending.operation);
+        if begun == Some(Operation::ReturnToResourcePool) && !self.source.exists() {
+            return S::Unsynchronized;
+        }
+        // One that was never whole is made by the copy that was begun.
+        let never_made = self.target_id.is_none() && !self.target.exists();
+        if !self.source.exists() || (!self.target.exists() && !not_made && !never_made) {
             return S::Partitioned;
         }
         if matches!(self.state, S::Aborted | S::Suspended) || not_made {
             return if self.pending.is_some() && not_made { S::Unsynchronized } else { self.state };
         }
+        if never_made {
+            return if self.state == S::Broken { S::Broken } else { S::Unsynchronized };
+        }
         let opens = |path: &Path| Chain::open(path, &options.clone().locked(false)).is_ok();
-        let live = self.live.as_deref().is_none_or(opens);
+        // A failback removes the live leaf as the last thing.
+        let live = self.live.as_deref().filter(|live| begun != Some(Operation::Failback) || live.exists());
+        let live = live.is_none_or(opens);
         if !opens(&self.source) || !opens(&self.target) || !live {
             return S::Invalid;
         }

@@ -24,12 +24,6 @@ pub enum SyncType {
 impl SyncType {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Mirror, Self::Snapshot, Self::Clone];
-
-    /// CIM's number.
-    #[must_use]
-    pub const fn number(self) -> u16 {
-        self as u16
-    }
 }
 
 /// What is done to a relation or a group.
@@ -109,12 +103,6 @@ impl Operation {
         Self::Suspend,
         Self::Unprepare,
     ];
-
-    /// CIM's number.
-    #[must_use]
-    pub const fn number(self) -> u16 {
-        self as u16
-    }
 }
 
 /// How it stands with a relation or a group.
@@ -179,12 +167,6 @@ impl CopyState {
         Self::Invalid,
         Self::Restored,
     ];
-
-    /// CIM's number.
-    #[must_use]
-    pub const fn number(self) -> u16 {
-        self as u16
-    }
 }
 
 /// What CIM calls the answer to a request.
@@ -211,12 +193,6 @@ pub enum ReturnCode {
 }
 
 impl ReturnCode {
-    /// CIM's number.
-    #[must_use]
-    pub const fn number(self) -> u16 {
-        self as u16
-    }
-
     /// The number of a failure.
     #[must_use]
     pub const fn of(kind: ErrorKind) -> Self {
@@ -230,28 +206,27 @@ impl ReturnCode {
     }
 }
 
-/// The name in JSON, which is that of the program's options too.
-fn name<T: Serialize>(value: &T, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(name)) => f.write_str(&name),
-        _ => Err(fmt::Error),
-    }
+/// What all the words here have.
+macro_rules! words {
+    ($($word:ident),*) => {$(
+        impl $word {
+            /// CIM's number.
+            #[must_use]
+            pub const fn number(self) -> u16 {
+                self as u16
+            }
+        }
+
+        /// The name in JSON, which is that of the program's options too.
+        impl fmt::Display for $word {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match serde_json::to_value(self) {
+                    Ok(serde_json::Value::String(name)) => f.write_str(&name),
+                    _ => Err(fmt::Error),
+                }
+            }
+        }
+    )*};
 }
 
-impl fmt::Display for SyncType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        name(self, f)
-    }
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        name(self, f)
-    }
-}
-
-impl fmt::Display for CopyState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        name(self, f)
-    }
-}
+words!(SyncType, Operation, CopyState, ReturnCode);

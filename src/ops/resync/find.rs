@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ops::compare::Comparison;
 use std::ops::Range;
 
-/// What one step found.
+/// What was found up to the first place where something has to be written.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// Where the two differ, in whole sectors.
@@ -29,8 +29,10 @@ impl Found {
     }
 }
 
-/// What differs from `at` on, some of it at a time; `None` at the end of the source. What the target has past that is not
+/// What differs from `at` on, some of it at a time, and how far that was looked for; `None` at the end of the source. What the target has past that is not
 /// looked at.
+///
+/// `meter` counts what is read, `progress` is told how far it got.
 ///
 /// # Errors
 /// Those of reading either; `Cancelled`.
@@ -38,17 +40,25 @@ pub(super) fn next(
     source: &Chain,
     target: &Chain,
     at: u64,
-    (copier, meter): (&Copier, &Meter<'_>),
+    (copier, meter, progress): (&Copier, &Meter<'_>, &Meter<'_>),
 ) -> Result<Option<Found>> {
     let end = source.virtual_size();
     if at >= end {
         return Ok(None);
     }
-    meter.check()?;
     let unit = source.logical_sector_size().into();
     let mut comparison = Comparison::new(source.layers(), target.layers())?.within(at..end)?;
-    let batch = comparison.step(copier, unit, meter)?;
-    let end = comparison.at();
-    let known_equal = batch.known_equal;
-    Ok(Some(Found { ranges: batch.ranges, known_equal, compared: (end - at).saturating_sub(known_equal), end }))
+    let mut found = Found { end: at, ..Found::default() };
+    // Until there is something to write, for which the target has to be let go.
+    while found.ranges.is_empty() && found.end < end {
+        meter.check()?;
+        let from = found.end;
+        let step = comparison.step(copier, unit, meter)?;
+        found.end = comparison.at();
+        found.known_equal += step.known_equal;
+        found.compared += (found.end - from).saturating_sub(step.known_equal);
+        found.ranges = step.ranges;
+        progress.reached(found.end);
+    }
+    Ok(Some(found))
 }

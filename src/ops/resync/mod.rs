@@ -221,10 +221,9 @@ impl Opened {
         let copier = Copier::new(options.jobs)?;
         let meter = Meter::new(watch, self.source.virtual_size());
         let mut at = 0;
-        while let Some(found) = find::next(&self.source, &self.target, at, (&copier, &meter))? {
+        while let Some(found) = find::next(&self.source, &self.target, at, (&copier, &meter, &meter))? {
             at = found.end;
             found.count(&mut report);
-            meter.reached(at);
         }
         Ok(report)
     }
@@ -310,12 +309,11 @@ impl Opened {
         report: &mut ResyncedPair,
     ) -> Result<()> {
         let mut at = 0;
-        while let Some(found) = find::next(&self.source, &self.target, at, (copier, compared))? {
+        while let Some(found) = find::next(&self.source, &self.target, at, (copier, compared, meter))? {
             at = found.end;
             found.count(report);
             let transfer = transfer(self.source.layers(), &self.target, options);
             transfer.run_ranges(&found.ranges, self.target.layer_mut(0)?.image_mut().sink(), copier, meter)?;
-            meter.reached(at);
         }
         self.target.layer_mut(0)?.image_mut().sink().flush()
     }

@@ -6,12 +6,11 @@
 //! record would have to be believed, so there is none.
 
 use crate::chain::Chain;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::ops::registry::{read_record, write_record};
-use crate::storage::atomic::{remove_leftovers, sync_directory_of};
+use crate::storage::atomic::{remove_if_there, remove_leftovers};
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// That a resync is under way.
@@ -97,9 +96,5 @@ fn place(path: &Path) -> Option<PathBuf> {
 fn remove(path: &Path) -> Result<()> {
     // Whoever resyncs into the target holds it, so what others left here is from the dead.
     remove_leftovers(path);
-    match fs::remove_file(path) {
-        Ok(()) => sync_directory_of(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("remove the record of a resync", error).with_path(path)),
-    }
+    remove_if_there(path, "remove the record of a resync").map(drop)
 }

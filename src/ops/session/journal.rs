@@ -9,10 +9,9 @@ use super::mark::mark;
 use super::participant::{Hooks, Moment, Participant, SetInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::registry::{Held, Registry};
-use crate::storage::atomic::{rename_new, sync_directory_of};
+use crate::storage::atomic::{remove_if_there, rename_new, sync_directory_of};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The kind of its records.
@@ -288,13 +287,8 @@ fn remove_children(journal: &Journal, report: &mut AbortReport) -> Result<()> {
     for disk in journal.disks.iter().rev() {
         let ours = journal.phase >= Phase::Committing && disk.mark.is_some() && mark(&disk.child)? == disk.mark;
         for path in [Some(&disk.temporary), ours.then_some(&disk.child)].into_iter().flatten() {
-            match fs::remove_file(path) {
-                Ok(()) => {
-                    sync_directory_of(path)?;
-                    report.removed.push(path.clone());
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("remove the new leaf", error).with_path(path)),
+            if remove_if_there(path, "remove the new leaf")? {
+                report.removed.push(path.clone());
             }
         }
     }

@@ -96,3 +96,31 @@ fn long_names_fit_and_no_name_is_an_error() {
     assert_eq!(fs::read(&target).unwrap(), b"new");
     assert_eq!(AtomicFile::create(Path::new("/")).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
+
+#[test]
+fn what_dead_processes_left_in_a_directory_goes_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = [".a.json.0123456789ab.partial", ".a.0123456789ab.partial", ".x.y.z.abcdefabcdef.partial"];
+    let others =
+        ["a.json", ".a.json.partial", ".a.0123456789.partial", "a.0123456789ab.partial", ".a.0123456789ag.partial"];
+    for name in dead.iter().chain(&others) {
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    remove_leftovers(&dir.path().join("a"));
+    assert_eq!(names(dir.path()).len(), dead.len() + others.len() - 1, "a.json is another file");
+    remove_leftovers_in(dir.path());
+    let mut others = others;
+    others.sort_unstable();
+    assert_eq!(names(dir.path()), others);
+}
+
+#[test]
+fn a_file_that_is_gone_already_is_removed_without_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    fs::write(&path, "").unwrap();
+    assert!(remove_if_there(&path, "remove it").unwrap());
+    assert!(!remove_if_there(&path, "remove it").unwrap());
+    let error = remove_if_there(dir.path(), "remove it").unwrap_err();
+    assert!(error.to_string().contains("remove it"), "{error}");
+}
