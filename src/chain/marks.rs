@@ -14,7 +14,7 @@ pub(crate) fn resync_mark(path: &Path) -> Option<PathBuf> {
 }
 
 /// Notes that the image at `path` is the target of a resync that has not ended.
-pub(super) fn note(path: &Path, findings: &mut Findings) {
+pub(crate) fn note(path: &Path, findings: &mut Findings) {
     if resync_mark(path).is_some_and(|mark| mark.exists()) {
         let found = "the target of a resync that is at work or was interrupted: it holds parts of two disks";
         let allowed = "an image that is whole; run the same `vhdkit resync` again to finish it";

@@ -25,6 +25,7 @@ pub use io::ChainReader;
 pub(crate) use link::{check as check_link, stackable as check_stackable};
 pub(crate) use locate::relative_windows_path;
 pub use locate::{MAX_DIRECTORY_ENTRIES, ParentPolicy};
+pub(crate) use marks::note as note_marks;
 #[cfg(feature = "registry")]
 pub(crate) use marks::resync_mark;
 pub use options::ChainOptions;

@@ -3,7 +3,7 @@
 //! Owns: the report of `check`, and the rules between a child and its parent. Must not know: the rules inside a file.
 
 use super::children;
-use crate::chain::{Chain, ChainOptions, Layer};
+use crate::chain::{Chain, ChainOptions, Layer, note_marks};
 use crate::error::{Error, Result};
 use crate::finding::{Finding, Findings, Severity};
 use crate::image::{Format, Image};
@@ -134,6 +134,7 @@ pub fn check(path: impl AsRef<Path>, options: &CheckOptions) -> Result<CheckRepo
 
 fn check_file(path: &Path, storage: &Arc<dyn Storage>, (depth, deep): (usize, bool)) -> Result<CheckedFile> {
     let mut findings = Findings::new();
+    note_marks(path, &mut findings);
     let summary = match Image::check(Arc::clone(storage), deep, &mut findings) {
         Ok(summary) => Some(summary),
         Err(_) if findings.list().iter().any(|finding| finding.severity == Severity::Fatal) => None,
