@@ -13,6 +13,8 @@ mod lab;
 mod locks;
 mod program;
 mod readme;
+mod relations;
+mod replicas;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
