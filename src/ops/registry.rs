@@ -12,7 +12,7 @@ use crate::storage::atomic::{AtomicFile, remove_if_there, remove_leftovers_in, s
 use crate::storage::{Access, FileStorage, Lock, Storage};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// The longest record that is read: a set of a thousand disks takes some hundred kilobytes.
@@ -50,7 +50,17 @@ pub(super) struct Registry {
 /// The directory's lock; dropped, it is free again.
 #[derive(Debug)]
 pub(super) struct Held {
-    _file: FileStorage,
+    _lock: LockFile,
+}
+
+#[derive(Debug)]
+struct LockFile(File);
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // A process that was forked meanwhile has it too until it runs its own program.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Registry {
@@ -82,16 +92,55 @@ impl Registry {
             Err(error) => Err(Error::io("create the lock", error).with_path(&path)),
         };
         made?;
-        let file = FileStorage::open(&path, Access::Write, Lock::Exclusive).map_err(|error| {
-            if error.kind() != ErrorKind::InUse {
-                return error;
+        let lock = self.lock(Access::Write)?;
+        let failed = |error| Error::io("lock the records", error).with_path(&path);
+        match lock.0.try_lock() {
+            Ok(()) => {}
+            // Somebody only looks whether it is held, and is gone in a moment.
+            Err(TryLockError::WouldBlock) if lock.0.try_lock_shared().is_ok() => lock.0.lock().map_err(failed)?,
+            Err(TryLockError::WouldBlock) => {
+                let busy = Error::new(ErrorKind::InUse, "another operation works with these records");
+                let hint = "wait until it has ended; a process that died holds no lock";
+                return Err(busy.with_path(&self.directory).with_hint(hint));
             }
-            let busy = Error::new(ErrorKind::InUse, "another operation works with these records");
-            busy.with_path(&self.directory).with_hint("wait until it has ended; a process that died holds no lock")
-        })?;
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
         // Whoever writes records holds the lock, so what others began is from the dead.
         remove_leftovers_in(&self.directory);
-        Ok(Held { _file: file })
+        Ok(Held { _lock: lock })
+    }
+
+    /// Whether somebody has its lock.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(super) fn is_held(&self) -> Result<bool> {
+        match self.lock(Access::Read) {
+            Ok(lock) => Ok(matches!(lock.0.try_lock_shared(), Err(TryLockError::WouldBlock))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns when nobody has its lock.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(super) fn wait_until_free(&self) -> Result<()> {
+        match self.lock(Access::Read) {
+            Ok(lock) => lock.0.lock_shared().map_err(|error| Error::io("wait for the records", error)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The file of the lock, not locked yet.
+    fn lock(&self, access: Access) -> Result<LockFile> {
+        let path = self.directory.join(LOCK_NAME);
+        let file = FileStorage::open(&path, access, Lock::None)?;
+        let file = file.as_file().map(File::try_clone);
+        let file = file.unwrap_or_else(|| File::open(&path));
+        file.map(LockFile).map_err(|error| Error::io("open the lock", error).with_path(&path))
     }
 
     /// The directory, for its owner alone: records can name programs to run.
@@ -282,7 +331,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             assert_eq!(registry.load::<String>("set", "x").unwrap_err().kind(), kind, "{text}");
         }
-        fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
         assert_eq!(registry.load::<String>("set", "x").unwrap_err().kind(), ErrorKind::Corrupt);
         for name in ["", ".", "../x", "a/b", ".hidden", "a b", &"x".repeat(MAX_NAME + 1)] {
             assert_eq!(registry.save("set", name, &1).unwrap_err().kind(), ErrorKind::InvalidInput, "{name}");
@@ -293,9 +342,21 @@ mod tests {
     fn one_at_a_time_holds_it() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::at(dir.path().join("records"));
+        assert!(!registry.is_held().unwrap(), "it is not there yet");
         let held = registry.hold().unwrap();
         assert_eq!(registry.hold().unwrap_err().kind(), ErrorKind::InUse);
+        assert!(registry.is_held().unwrap());
         drop(held);
+        assert!(!registry.is_held().unwrap());
+        registry.wait_until_free().unwrap();
+        // Somebody who looks is no user.
+        let looks = registry.lock(Access::Read).unwrap();
+        looks.0.lock_shared().unwrap();
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| registry.hold().map(drop));
+            drop(looks);
+            held.join().unwrap().unwrap();
+        });
         registry.hold().unwrap();
     }
 }

@@ -11,6 +11,7 @@ mod mending;
 mod merging;
 mod parents;
 mod real_images;
+mod replicas;
 mod rescuing;
 mod sets;
 mod signals;

@@ -74,6 +74,9 @@ Examples:
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) display: DisplayArgs,
+    /// This run is the background of another one, and says to it which states are reached
+    #[arg(long, hide = true)]
+    pub(crate) job: bool,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }

@@ -22,7 +22,7 @@ use vhdkit::CancelToken;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     raise_open_file_limit();
-    let session = Session { display: cli.display, cancel: CancelToken::new() };
+    let session = Session { display: cli.display, cancel: CancelToken::new(), job: cli.job };
     let run = interrupt::install(&session.cancel, cli.verb.on_signal())
         .map_err(Failure::from)
         .and_then(|()| cli.verb.run(&session));
@@ -37,6 +37,8 @@ fn main() -> ExitCode {
 struct Session {
     display: args::DisplayArgs,
     cancel: CancelToken,
+    /// Whether this is the background of another run.
+    job: bool,
 }
 
 /// A chain holds one file open per image, and the usual soft limit is 1024. Failing to raise it is no failure: a chain

@@ -46,6 +46,8 @@ pub(crate) enum Failure {
     Output(io::Error),
     /// The answer was given, and it is that something is wrong.
     Found,
+    /// Another run of this program has said why, and ended with this code.
+    Said(u8),
 }
 
 impl From<Error> for Failure {
@@ -66,7 +68,7 @@ impl Failure {
         let source = match self {
             Self::Output(error) => Some(error),
             Self::Error(error) => error.source().and_then(|source| source.downcast_ref::<io::Error>()),
-            Self::Found => None,
+            Self::Found | Self::Said(_) => None,
         };
         source.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
@@ -86,6 +88,7 @@ pub(crate) fn report(failure: &Failure) -> ExitCode {
         Failure::Error(error) => (error.to_string(), error.hint(), exit_code(error.kind())),
         Failure::Output(error) => (format!("cannot write the output: {error}"), None, exit_code(ErrorKind::Io)),
         Failure::Found => return ExitCode::from(FOUND),
+        Failure::Said(code) => return ExitCode::from(*code),
     };
     let mut text = format!("vhdkit: {}\n", shown(&message));
     if let Some(hint) = hint {

@@ -64,8 +64,7 @@ impl Act<'_> {
     pub(super) fn begin(&mut self, operation: Operation, child: Option<PathBuf>) -> Result<Option<PathBuf>> {
         let resumed = self.relation.pending.as_ref().filter(|pending| pending.operation == operation);
         let child = resumed.map_or(child, |pending| pending.child.clone());
-        self.relation.pending =
-            Some(Pending { operation, child: child.clone(), child_id: None, run: self.options.run.clone() });
+        self.relation.pending = Some(Pending::new(operation, child.clone(), self.options.run.clone()));
         self.relation.failed = None;
         self.replicas.save(self.relation)?;
         self.options.reached(CopyState::Unsynchronized);
@@ -260,11 +259,12 @@ impl Act<'_> {
     /// Merges the live leaf into the point in time, which is the disk again.
     fn fold_snapshot(&mut self) -> Result<()> {
         self.begin(Operation::ReturnToResourcePool, None)?;
-        if self.relation.source.exists() {
-            let options =
-                MergeOptions::depth(1).delete(true).chain(self.replicas.chain.clone()).jobs(self.options.jobs);
-            let report = merge(&self.relation.source, &options, self.watch)?;
-            self.moved += report.moved;
+        let options = MergeOptions::depth(1).delete(true).chain(self.replicas.chain.clone()).jobs(self.options.jobs);
+        match merge(&self.relation.source, &options, self.watch) {
+            Ok(report) => self.moved += report.moved,
+            // An earlier run had merged and deleted it, and nothing of that is left to end.
+            Err(error) if error.kind() == ErrorKind::NotFound && !self.relation.source.exists() => {}
+            Err(error) => return Err(error),
         }
         self.notes.push(format!("the disk is {} again", self.relation.target.display()));
         Ok(())

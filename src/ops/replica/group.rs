@@ -282,9 +282,10 @@ impl Replicas {
         for relation in &mut relations {
             let is_mirror = relation.sync_type == SyncType::Mirror;
             let child = if is_mirror { children.next().map(|disk| disk.child.clone()) } else { None };
-            relation.pending = Some(Pending { operation, child, child_id: None, run: options.run.clone() });
+            relation.pending = Some(Pending::new(operation, child, options.run.clone()));
             self.save(relation)?;
         }
+        options.reached(CopyState::Unsynchronized);
         if disks.is_empty() {
             return Ok(());
         }

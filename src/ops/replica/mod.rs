@@ -171,6 +171,22 @@ impl Replicas {
         Ok(all)
     }
 
+    /// Whether an operation is at work with these records: what a record says was begun goes on, or else was interrupted.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn is_at_work(&self) -> Result<bool> {
+        self.registry.is_held()
+    }
+
+    /// Returns when no operation is at work with these records.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn wait_until_idle(&self) -> Result<()> {
+        self.registry.wait_until_free()
+    }
+
     /// One relation, its state checked against the files.
     ///
     /// # Errors

@@ -29,6 +29,15 @@ pub struct Pending {
     pub child_id: Option<String>,
     /// The operation on its group that it is part of.
     pub run: Option<String>,
+    /// The number of the process that began it, or went on with it.
+    pub process: Option<u32>,
+}
+
+impl Pending {
+    /// One that begins in this process.
+    pub(super) fn new(operation: Operation, child: Option<PathBuf>, run: Option<String>) -> Self {
+        Self { operation, child, child_id: None, run, process: Some(std::process::id()) }
+    }
 }
 
 /// A disk and its replica.

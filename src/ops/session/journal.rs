@@ -134,11 +134,7 @@ pub fn sessions(directory: impl AsRef<Path>) -> Result<Vec<SessionInfo>> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let live = match registry.hold() {
-        Ok(_) => false,
-        Err(error) if error.kind() == ErrorKind::InUse => true,
-        Err(error) => return Err(error),
-    };
+    let live = registry.is_held()?;
     let mut all = Vec::new();
     for name in names {
         // One that has ended since it was listed is no session.

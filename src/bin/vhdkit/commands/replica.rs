@@ -1,42 +1,45 @@
-//! `vhdkit replica` and `vhdkit group`.
+//! `vhdkit replica`.
 //!
-//! Owns: the operations as subcommands, and how relations read. Must not know: what an operation does.
+//! Owns: what can be done to one relation, and the answers. Must not know: what an operation does, groups.
 
+mod group;
+mod job;
 mod operations;
 mod text;
 
-use super::snapshot_set::HookArgs;
+pub(crate) use group::{GroupArgs, run as group};
+
 use crate::Session;
 use crate::output::{self, Failure};
 use crate::progress::Reporter;
 use clap::{Args, Subcommand, ValueEnum};
-use operations::{Common, Modify, OperationArgs};
-use std::fmt::Write;
+use job::Outcome;
+use operations::{Common, Modify, OperationArgs, Waiting};
+use serde::Serialize;
 use std::path::PathBuf;
-use text::{changed, group_text, relation, show_capabilities};
+use text::{changed, goes_on, relation, show_capabilities};
 use vhdkit::Watch;
-use vhdkit::ops::{GroupView, ModifyOptions, ModifyReport, Operation, Participant, Replicas, SyncType};
+use vhdkit::ops::{ModifyOptions, ModifyReport, Operation, RelationView, Replicas, ReturnCode, SyncType};
 
 const EXAMPLES: &str = "\
 A relation is a disk and its replica, remembered in a record. Its state is checked against the files whenever it is
 looked at. An operation that was interrupted is run again. Names and numbers are those of CIM_ReplicationService.
 
+An operation runs until it is done, unless --no-wait or --wait STATE sends it to the background, where one is at work
+with a directory of records at a time. `show` tells whether it is at work, was interrupted, or failed and why; `wait`
+waits for a state. To stop one, end its process; then `suspend` or `abort` it, or run it again.
+
+Exit codes besides those of `vhdkit --help`: 1 when the state that was waited for was not reached.
+
 Examples:
     vhdkit replica create nightly --type mirror leaf.vhdx /dr/copy.vhdx
     vhdkit replica fracture nightly                  from here on a change log tells what the copy lacks
     vhdkit replica resync-replica nightly            exactly the changed sectors are copied
+    vhdkit replica resync-replica nightly --no-wait  the same, in the background
+    vhdkit replica wait nightly --for synchronized --timeout 3600
     vhdkit replica failover nightly                  go on with the copy, in a new leaf above it
+    vhdkit replica failover nightly --force          although the source is lost
     vhdkit replica capabilities --json               which operation leads from which state to which";
-
-const GROUP_EXAMPLES: &str = "\
-Relations that are dealt with together. A consistent group is split all together or not at all: the change logs of its
-mirrors are one snapshot set, with hooks to make their users hold still.
-
-Examples:
-    vhdkit group create vm
-    vhdkit group add-sync-pair vm system
-    vhdkit group activate-consistency vm
-    vhdkit group split vm --freeze-hook 'virsh domfsfreeze vm' --thaw-hook 'virsh domfsthaw vm'";
 
 /// The arguments of `replica`.
 #[derive(Debug, Args)]
@@ -44,14 +47,6 @@ Examples:
 pub(crate) struct ReplicaArgs {
     #[command(subcommand)]
     action: Action,
-}
-
-/// The arguments of `group`.
-#[derive(Debug, Args)]
-#[command(after_help = GROUP_EXAMPLES)]
-pub(crate) struct GroupArgs {
-    #[command(subcommand)]
-    action: GroupAction,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -102,6 +97,8 @@ enum Action {
         #[command(flatten)]
         common: Common,
     },
+    /// Wait until a relation is in a state, or no operation is at work any more
+    Wait(Waiting),
     /// Show which operation leads from which state to which
     Capabilities {
         /// Of relations of this type only
@@ -115,68 +112,33 @@ enum Action {
     Modify(Modify),
 }
 
-#[derive(Debug, Subcommand)]
-enum GroupAction {
-    /// Make an empty group
-    Create(Named),
-    /// Show all groups
-    List(Common),
-    /// Show one group
-    Show(Named),
-    /// Remove a group; its members stay
-    Delete(Named),
-    /// Take a relation into a group
-    AddSyncPair(Member),
-    /// Take a relation out of a group
-    RemoveSyncPair(Member),
-    /// Separate the members all together or not at all from now on
-    ActivateConsistency(Named),
-    /// Deal with the members one by one from now on
-    DeactivateConsistency(Named),
-    /// Do this to every member
-    #[command(name = "modify")]
-    Modify {
-        #[command(subcommand)]
-        operation: Modify,
-    },
-    /// Split every member; in a consistent group, all or none
-    Split {
-        #[command(flatten)]
-        args: OperationArgs,
-        #[command(flatten)]
-        hooks: HookArgs,
-    },
-    /// Fracture every member; in a consistent group, all or none
-    Fracture {
-        #[command(flatten)]
-        args: OperationArgs,
-        #[command(flatten)]
-        hooks: HookArgs,
-    },
+/// What is remembered, and whether somebody works with it.
+#[derive(Debug, Serialize)]
+struct Shown<T> {
+    #[serde(flatten)]
+    view: T,
+    /// An operation that was begun goes on; without that, it was interrupted.
+    at_work: bool,
 }
 
-#[derive(Debug, Args)]
-struct Named {
-    /// Which group
-    id: String,
-    #[command(flatten)]
-    common: Common,
+/// An answer with CIM's number of how it went.
+#[derive(Debug, Serialize)]
+struct Answer<T> {
+    return_code: u16,
+    #[serde(flatten)]
+    report: T,
 }
 
-#[derive(Debug, Args)]
-struct Member {
-    /// Which group
-    id: String,
-    /// Which relation
-    relation: String,
-    #[command(flatten)]
-    common: Common,
+impl<T> Answer<T> {
+    fn new(code: ReturnCode, report: T) -> Self {
+        Self { return_code: code.number(), report }
+    }
 }
 
 /// Does `replica`.
 ///
 /// # Errors
-/// Those of the registry and of the operation.
+/// Those of the registry and of the operation; that a state was not reached.
 pub(crate) fn run(args: &ReplicaArgs, session: &Session) -> Result<(), Failure> {
     match &args.action {
         Action::Create { id, kind, no_activate, source, target, common } => {
@@ -185,28 +147,52 @@ pub(crate) fn run(args: &ReplicaArgs, session: &Session) -> Result<(), Failure> 
             if !no_activate {
                 view = modify(&replicas, id, (Operation::Activate, &ModifyOptions::new()), session)?.relation;
             }
-            if common.json { output::print_json(&view) } else { output::say(session.display, &relation(&view)) }
+            if common.json { output::print_json(&view) } else { output::say(session.display, &relation(&view, false)) }
         }
-        Action::List(common) => {
-            let all = common.replicas().list()?;
-            if common.json {
-                return output::print_json(&all);
-            }
-            let text: String = all.iter().map(relation).collect();
-            output::print(if text.is_empty() { "no relations\n" } else { &text })
-        }
+        Action::List(common) => list(common),
         Action::Show { id, common } => {
-            let view = common.replicas().show(id)?;
-            if common.json { output::print_json(&view) } else { output::print(&relation(&view)) }
+            let Shown { view, at_work } = look(&common.replicas(), id)?;
+            if common.json {
+                output::print_json(&Shown { view, at_work })
+            } else {
+                output::print(&relation(&view, at_work))
+            }
         }
+        Action::Wait(waiting) => wait(waiting, session),
         Action::Capabilities { kind, json } => show_capabilities(kind.map(SyncType::from), *json),
         Action::Modify(operation) => {
             let (operation, args) = operation.parts();
-            let options = ModifyOptions::new().force(args.force).jobs(args.jobs);
-            let report = modify(&args.common.replicas(), &args.id, (operation, &options), session)?;
-            if args.common.json { output::print_json(&report) } else { output::say(session.display, &changed(&report)) }
+            if job::is_wanted(&args.wait, session) {
+                return in_background(operation, args, session);
+            }
+            let report = modify(&args.common.replicas(), &args.id, (operation, &job::options(args, session)), session)?;
+            match (session.job, args.common.json) {
+                (true, _) => Ok(()),
+                (_, true) => output::print_json(&Answer::new(ReturnCode::Completed, &report)),
+                _ => output::say(session.display, &changed(&report)),
+            }
         }
     }
+}
+
+fn list(common: &Common) -> Result<(), Failure> {
+    let replicas = common.replicas();
+    let held = replicas.is_at_work()?;
+    let shown = |view: RelationView| Shown { at_work: held && view.relation.pending.is_some(), view };
+    let all: Vec<Shown<RelationView>> = replicas.list()?.into_iter().map(shown).collect();
+    if common.json {
+        return output::print_json(&all);
+    }
+    let text: String = all.iter().map(|shown| relation(&shown.view, shown.at_work)).collect();
+    output::print(if text.is_empty() { "no relations\n" } else { &text })
+}
+
+/// The relation, and whether its operation is at work.
+fn look(replicas: &Replicas, id: &str) -> Result<Shown<RelationView>, Failure> {
+    // In this order: what has ended in between is in the record.
+    let held = replicas.is_at_work()?;
+    let view = replicas.show(id)?;
+    Ok(Shown { at_work: held && view.relation.pending.is_some(), view })
 }
 
 fn modify(
@@ -216,76 +202,53 @@ fn modify(
     session: &Session,
 ) -> Result<ModifyReport, Failure> {
     let reporter = Reporter::new(session.display, false);
-    let watch = Watch::none().observer(&reporter).cancel(&session.cancel);
+    let watch = Watch::none().cancel(&session.cancel);
+    let watch = if session.job { watch } else { watch.observer(&reporter) };
+    if session.job {
+        job::detach();
+    }
     let done = replicas.modify(id, operation, options, &watch);
     drop(reporter);
     Ok(done?)
 }
 
-/// Does `group`.
-///
-/// # Errors
-/// Those of the registry and of the operation; that it failed for some members.
-pub(crate) fn group(args: &GroupArgs, session: &Session) -> Result<(), Failure> {
-    match &args.action {
-        GroupAction::Create(named) => show(&named.common, &named.common.replicas().create_group(&named.id)?),
-        GroupAction::Show(named) => show(&named.common, &named.common.replicas().group(&named.id)?),
-        GroupAction::Delete(named) => Ok(named.common.replicas().remove_group(&named.id)?),
-        GroupAction::List(common) => {
-            let all = common.replicas().groups()?;
-            if common.json {
-                return output::print_json(&all);
-            }
-            let text: String = all.iter().map(group_text).collect();
-            output::print(if text.is_empty() { "no groups\n" } else { &text })
-        }
-        GroupAction::AddSyncPair(member) => {
-            show(&member.common, &member.common.replicas().set_member(&member.id, &member.relation, true)?)
-        }
-        GroupAction::RemoveSyncPair(member) => {
-            show(&member.common, &member.common.replicas().set_member(&member.id, &member.relation, false)?)
-        }
-        GroupAction::ActivateConsistency(named) => {
-            show(&named.common, &named.common.replicas().set_consistent(&named.id, true)?)
-        }
-        GroupAction::DeactivateConsistency(named) => {
-            show(&named.common, &named.common.replicas().set_consistent(&named.id, false)?)
-        }
-        GroupAction::Modify { operation } => {
-            let (operation, args) = operation.parts();
-            modify_group(operation, args, None, session)
-        }
-        GroupAction::Split { args, hooks } => modify_group(Operation::Split, args, Some(hooks), session),
-        GroupAction::Fracture { args, hooks } => modify_group(Operation::Fracture, args, Some(hooks), session),
-    }
-}
-
-fn modify_group(
-    operation: Operation,
-    args: &OperationArgs,
-    hooks: Option<&HookArgs>,
-    session: &Session,
-) -> Result<(), Failure> {
-    let hooks = hooks.and_then(HookArgs::hooks).map(|hooks| Box::new(hooks) as Box<dyn Participant>);
-    let options = ModifyOptions::new().force(args.force).jobs(args.jobs);
-    let reporter = Reporter::new(session.display, args.common.json);
-    let watch = Watch::none().observer(&reporter).cancel(&session.cancel);
-    let people = hooks.into_iter().collect();
-    let done = args.common.replicas().modify_group(&args.id, (operation, &options), people, &watch);
-    drop(reporter);
-    let report = done?;
-    if args.common.json {
-        output::print_json(&report)?;
+/// Lets the operation go on in the background, and says how far it is.
+fn in_background(operation: Operation, args: &OperationArgs, session: &Session) -> Result<(), Failure> {
+    let outcome = job::start(operation, &args.wait, &mut |state| Ok(args.wait.wait == Some(state)))?;
+    let (code, started) = match outcome {
+        Outcome::GoesOn(started) => (ReturnCode::JobStarted, Some(started)),
+        Outcome::TimeUp(started) => (ReturnCode::Timeout, Some(started)),
+        Outcome::Ended => (ReturnCode::Completed, None),
+    };
+    let replicas = args.common.replicas();
+    // A relation that is gone has nothing to show.
+    let shown = if replicas.list()?.iter().any(|view| view.relation.id == args.id) {
+        Some(look(&replicas, &args.id)?)
     } else {
-        let mut text: String = report.done.iter().map(changed).collect();
-        for (member, error) in &report.failed {
-            let _ = writeln!(text, "{member}: {}", output::shown(error));
-        }
-        output::say(session.display, &text)?;
+        None
+    };
+    if args.common.json {
+        let report = serde_json::json!({ "job": started, "relation": shown });
+        output::print_json(&Answer::new(code, report))?;
+    } else {
+        let text = match &shown {
+            Some(shown) => relation(&shown.view, shown.at_work),
+            None => format!("{}: gone\n", args.id),
+        };
+        output::say(session.display, &(goes_on(started.as_ref(), code) + &text))?;
     }
-    if report.failed.is_empty() { Ok(()) } else { Err(Failure::Found) }
+    if code == ReturnCode::Timeout { Err(Failure::Found) } else { Ok(()) }
 }
 
-fn show(common: &Common, group: &GroupView) -> Result<(), Failure> {
-    if common.json { output::print_json(group) } else { output::print(&group_text(group)) }
+fn wait(waiting: &Waiting, session: &Session) -> Result<(), Failure> {
+    let replicas = waiting.common.replicas();
+    let code = job::wait_for(waiting.state, waiting, session, &mut || Ok(replicas.show(&waiting.id)?.observed))?;
+    let Shown { view, at_work } = look(&replicas, &waiting.id)?;
+    if waiting.common.json {
+        let report = serde_json::json!({ "relation": Shown { view, at_work } });
+        output::print_json(&Answer::new(code, report))?;
+    } else {
+        output::say(session.display, &relation(&view, at_work))?;
+    }
+    if code == ReturnCode::Completed { Ok(()) } else { Err(Failure::Found) }
 }

@@ -93,7 +93,7 @@ pub(crate) struct SnapshotSetArgs {
     places: PlaceArgs,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value <= 86_400.0 => Ok(value),
         _ => Err("use a number of seconds, more than 0 and at most a day".to_owned()),

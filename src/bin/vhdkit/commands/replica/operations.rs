@@ -1,11 +1,13 @@
 //! The operations of relations and groups as subcommands.
 //!
-//! Owns: their names and options. Must not know: what an operation does.
+//! Owns: their names and options, those of waiting too. Must not know: what an operation does.
 
+use super::job;
 use crate::args::PlaceArgs;
+use crate::commands::snapshot_set::seconds;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
-use vhdkit::ops::{Operation, Replicas};
+use vhdkit::ops::{CopyState, Operation, Replicas};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Common {
@@ -35,6 +37,37 @@ pub(super) struct OperationArgs {
     /// How many threads copy [default: one per processor]
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     pub(super) jobs: usize,
+    #[command(flatten)]
+    pub(super) wait: WaitArgs,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+/// How long an operation is waited for; without any of these, until its end.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct WaitArgs {
+    /// Return as soon as this state is reached; the operation goes on in the background
+    #[arg(long, value_name = "STATE", value_parser = job::state, conflicts_with = "no_wait")]
+    pub(super) wait: Option<CopyState>,
+    /// Return as soon as the operation has begun; it goes on in the background
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// Wait no longer than this; the operation goes on in the background
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = seconds)]
+    pub(super) timeout: Option<f64>,
+}
+
+/// Waiting for what goes on already.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Waiting {
+    /// Which relation, or which group
+    pub(super) id: String,
+    /// The state to wait for
+    #[arg(long = "for", value_name = "STATE", value_parser = job::state)]
+    pub(super) state: CopyState,
+    /// Wait no longer than this
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) timeout: Option<f64>,
     #[command(flatten)]
     pub(super) common: Common,
 }

@@ -2,39 +2,63 @@
 //!
 //! Owns: their text. Must not know: where they come from.
 
+use super::job::Started;
 use crate::output::{self, Failure};
 use crate::size;
 use std::fmt::Write;
-use vhdkit::ops::{CopyState, GroupView, Leads, ModifyReport, RelationView, SyncType, capabilities};
+use vhdkit::ops::{CopyState, GroupView, Leads, ModifyReport, RelationView, ReturnCode, SyncType, capabilities};
 
-pub(super) fn group_text(group: &GroupView) -> String {
+pub(super) fn group_text(group: &GroupView, at_work: bool) -> String {
     let consistent = if group.group.consistent { ", consistent" } else { "" };
-    let mut text = format!("{}: {}{consistent}\n", group.group.id, group.state);
+    let run = match &group.group.run {
+        Some(run) if at_work => format!(", {} is at work", run.operation),
+        Some(run) => format!(", {} was begun and has not ended", run.operation),
+        None => String::new(),
+    };
+    let mut text = format!("{}: {}{consistent}{run}\n", group.group.id, group.state);
     for view in &group.relations {
-        let _ = write!(text, "  {}", relation(view));
+        let _ = write!(text, "  {}", relation(view, at_work));
     }
     text
 }
 
-pub(super) fn relation(view: &RelationView) -> String {
+pub(super) fn relation(view: &RelationView, at_work: bool) -> String {
     let one = &view.relation;
     let (source, target) = (one.source.display().to_string(), one.target.display().to_string());
     let (source, target) = (output::shown(&source), output::shown(&target));
     let weak = if view.weak { " (by times of change)" } else { "" };
-    let pending = match &one.pending {
-        Some(pending) => format!(", {} was begun and has not ended", pending.operation),
+    let mut text = format!("{}: {} {}{weak}, {source} -> {target}", one.id, one.sync_type, view.observed);
+    if let Some(live) = &one.live {
+        let _ = write!(text, ", live in {}", output::shown(&live.display().to_string()));
+    }
+    if let Some(pending) = &one.pending {
+        let _ = match (at_work, pending.process) {
+            (true, Some(process)) => write!(text, ", {} is at work in process {process}", pending.operation),
+            _ => write!(text, ", {} was begun and has not ended", pending.operation),
+        };
+    }
+    if let Some(failed) = &one.failed {
+        let _ = write!(text, ": {}", output::shown(failed));
+    }
+    text.push('\n');
+    text
+}
+
+/// What somebody hears who did not wait for the end; nothing when there was one.
+pub(super) fn goes_on(started: Option<&Started>, code: ReturnCode) -> String {
+    let late = if code == ReturnCode::Timeout { "the time is up; " } else { "" };
+    match started {
+        Some(started) => format!("{late}{} goes on in process {}\n", started.operation, started.process),
         None => String::new(),
-    };
-    let live = match &one.live {
-        Some(live) => format!(", live in {}", output::shown(&live.display().to_string())),
-        None => String::new(),
-    };
-    format!("{}: {} {}{weak}, {source} -> {target}{live}{pending}\n", one.id, one.sync_type, view.observed)
+    }
 }
 
 pub(super) fn changed(report: &ModifyReport) -> String {
-    let mut text =
-        if report.gone { format!("{}: gone\n", report.relation.relation.id) } else { relation(&report.relation) };
+    let mut text = if report.gone {
+        format!("{}: gone\n", report.relation.relation.id)
+    } else {
+        relation(&report.relation, false)
+    };
     if report.moved > 0 {
         let _ = writeln!(text, "  {} moved", size::human(report.moved));
     }
