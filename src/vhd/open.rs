@@ -98,8 +98,8 @@ impl Vhd {
             }
             Mend::Tail => {
                 let tail_at = space::tail_position(self.data_end()?);
+                // The copy at the start leads until both are durable, in whatever order they become so.
                 self.store.write("the footer", self.footer.bytes(), tail_at)?;
-                self.store.sync()?;
                 self.cut_behind(tail_at)
             }
             Mend::Cut => self.cut_behind(self.tail_at),

@@ -103,13 +103,13 @@ impl Vhd {
         self.scrub_last_block(sparse, old)?;
         // Also those that even the new size does not reach: an interrupted growth by more may have left some.
         self.clear_entries(sparse, old_blocks..sparse.bat.entries.into())?;
-        self.store.sync()?;
         self.set_data_end(None);
         self.set_table_size(old_blocks, new_blocks)?;
         if self.kind() == DiskKind::Differencing {
             // There is no word for zeros: a sector that must not show the parent has to hold them.
             self.fill_with_zeros(old..round_up(grow.zero_end(), SECTOR).unwrap_or(size).min(size))?;
         }
+        // Up to here everything lies past the end, where nobody looks: all of it is durable before the end moves.
         self.store.sync()?;
         self.resized(size)
     }
@@ -147,8 +147,8 @@ impl Vhd {
         }
         self.drop_batmap()?;
         let Some(sparse) = &self.sparse else { return Ok(()) };
-        self.scrub_last_block(sparse, size)?;
-        self.store.sync()
+        // Nothing shows it, so it need not be durable: who grows clears it again.
+        self.scrub_last_block(sparse, size)
     }
 
     /// Whether the last block of a disk of `size` bytes has neither bits nor bytes past the end.
@@ -319,6 +319,7 @@ impl Vhd {
                 self.store
                     .zero("a block of a growing disk", place.at.get()..place.at.get().saturating_add(place.len))?;
             }
+            // The block that the old end lies in shows by its bitmap what it showed.
             self.store.sync()?;
             self.publish(reservation)?;
             at = next;

@@ -3,6 +3,7 @@
 //! of metadata that is neither the old nor the new one.
 
 use crate::chains::{self, ChainSpec, Edit, LayerSpec};
+use crate::sites;
 use crate::support::Report;
 use crate::support::gpt::{GptSpec, gpt_problems, read_copy};
 use std::cell::Cell;
@@ -557,4 +558,21 @@ fn a_barrier_removed_from_a_resize_or_a_change_is_noticed() {
         let report = disk.explore(&options(), |state| resize.judge_and_finish(&state.disk(), (&before, &after)));
         assert!(report.first_failure.is_some(), "{}: no failure in {} states", resize.format, report.states);
     }
+}
+
+/// The note goes when the children name the new id: not before that is durable.
+#[test]
+fn without_its_sync_a_child_of_another_id_is_lost() {
+    let request = |options: SetOptions| options.unique_id([7; 16]);
+    let set = Set { format: Format::Vhd, request, full: false, children: true, count: Cell::new(0) };
+    let (machine, views) = set.machine();
+    let old = Set::identity(&machine).unwrap();
+    let disk = copy_of(&machine);
+    let _ = disk.file("note");
+    disk.checkpoint();
+    sites::take_away(&[sites::find("src/vhd/parent.rs", "follow_parent", 1)], &disk);
+    set.run(&disk).unwrap();
+    let new = Set::identity(&disk).unwrap();
+    let report = disk.explore(&options(), |state| set.judge_and_finish(&state.disk(), (&views, &old, &new)));
+    assert!(report.first_failure.is_some(), "no failure in {} states", report.states);
 }

@@ -4,6 +4,7 @@
 use crate::budget;
 use crate::case::{Case, Judge, Recorded};
 use crate::chains::{self, ChainSpec, LayerSpec};
+use crate::files;
 use vhdkit::chain::{Chain, Layer};
 use vhdkit::storage::Access;
 use vhdkit::storage::sim::{CrashState, ExploreOptions, SimDisk};
@@ -33,12 +34,18 @@ impl Creation {
         [Self::new(format, false, None), Self::new(format, true, None), Self::new(format, false, Some(parent))]
     }
 
+    /// A VHDX that opens is whole.
+    fn breaks_rules(&self, state: &CrashState<'_>) -> Result<(), String> {
+        files::check_rules(self.spec.format, &state.disk(), ("new", &[]))
+    }
+
     fn judge(&self, state: &CrashState<'_>, done: usize) -> Result<(), String> {
         match Layer::open(state.disk().file("new"), Access::Read) {
             Err(error) if state.point() >= done => Err(format!("a finished image does not open: {error}")),
             Err(_) => Ok(()),
             Ok(layer) if layer.image().virtual_size() != self.spec.layers[0].size => Err("another size".to_owned()),
             Ok(layer) => match self.parent {
+                _ if self.spec.format == Format::Vhdx && self.breaks_rules(state).is_err() => self.breaks_rules(state),
                 Some(parent) => {
                     let link = layer.image().parent_link().ok_or("lost its parent")?;
                     if link.accepts(parent) { Ok(()) } else { Err("another parent".to_owned()) }

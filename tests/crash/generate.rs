@@ -135,7 +135,7 @@ fn known_vhd() -> Vec<MergeSpec> {
         make("two survivors", (3, 4), small_vhd([28 * KIB, 40 * KIB, 40 * KIB, 40 * KIB])),
     ];
     let long_table = |size| layer(size, 4096, vec![write(size - 4096, 4096, 9)]);
-    list.push(make("growing by another table", (1, 2), vec![long_table(512 * KIB), long_table(530 * KIB)]));
+    list.push(make("growing by another table", (1, 2), vec![long_table(2048 * KIB), long_table(2058 * KIB)]));
     for (name, depths) in [("fixed target", (1, 2)), ("fixed target, grown", (1, 3))] {
         let mut fixed = make(name, depths, three(if depths.1 == 2 { same } else { [31 * KIB, 40 * KIB, 40 * KIB, 0] }));
         fixed.chain.layers.drain(..if depths.1 == 2 { 1 } else { 0 });

@@ -11,9 +11,9 @@ use crate::{files, merge::MergeSpec};
 use std::cell::Cell;
 use std::sync::Arc;
 use vhdkit::chain::{Chain, Layer};
-use vhdkit::storage::sim::{CrashState, SimDisk, SimFault};
+use vhdkit::storage::sim::{CrashState, SimDisk, SimFault, SimFile};
 use vhdkit::storage::{Access, Storage};
-use vhdkit::{Format, GrowAs, Image, NewParent, ParentPaths};
+use vhdkit::{Format, GrowAs, Image, NewParent, ParentPaths, Source};
 
 /// One state in so many is also looked at by the checker of the rules and the second reader.
 const SECOND_OPINION: u64 = 8;
@@ -38,6 +38,8 @@ pub(crate) struct GuestSpec {
     pub(crate) name: String,
     pub(crate) chain: ChainSpec,
     pub(crate) acts: Vec<Act>,
+    /// Another program left bytes in the leaf's last block past the end of the disk.
+    past_end: bool,
 }
 
 /// What the disk shows and who its parent is, from one promise to the next.
@@ -60,7 +62,11 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(spec: GuestSpec) -> Self {
-        let (base, views) = generate::build(&MergeSpec::of_chain(&spec.chain));
+        let (mut base, views) = generate::build(&MergeSpec::of_chain(&spec.chain));
+        if spec.past_end {
+            fill_past_end(&base.file(&files::name(views.len() - 1)), &spec.chain);
+            base = base.fork();
+        }
         Self { spec, base, views, judged: Cell::new(0) }
     }
 
@@ -235,6 +241,25 @@ impl Case for Guest {
     }
 }
 
+/// Fills what the last block of the leaf has past the end of the disk.
+fn fill_past_end(file: &SimFile, chain: &ChainSpec) {
+    let leaf = chain.layers.last().expect("a leaf");
+    let block = u64::from(leaf.block_size);
+    let layer = Layer::open(Arc::new(vhdkit::storage::MemoryStorage::from_bytes(&contents(file))), Access::Read);
+    let layer = layer.expect("the leaf");
+    let last = layer.image().map().extent_at(leaf.size - 512, 512).expect("the last sector");
+    let Source::Data(at) = last.source else { panic!("the last sector has no place: {last:?}") };
+    let past = vec![0xEE; (block - leaf.size % block) as usize];
+    file.write_all_at(&past, at.get() + 512).expect("write");
+    file.sync().expect("sync");
+}
+
+fn contents(file: &SimFile) -> Vec<u8> {
+    let mut bytes = vec![0; file.len().expect("a length") as usize];
+    file.read_exact_at(&mut bytes, 0).expect("read");
+    bytes
+}
+
 fn write(offset: u64, len: u64, seed: u8) -> Act {
     Act::Edit(Edit::Write { offset, len, seed })
 }
@@ -249,7 +274,7 @@ fn discard(offset: u64, len: u64) -> Act {
 
 fn guest(name: &str, format: Format, layers: Vec<LayerSpec>, acts: Vec<Act>) -> GuestSpec {
     let chain = ChainSpec { format, sector: 512, base_fixed: false, layers };
-    GuestSpec { name: format!("{format} guest: {name}"), chain, acts }
+    GuestSpec { name: format!("{format} guest: {name}"), chain, acts, past_end: false }
 }
 
 /// Every kind of change at least once, on a root and on a child.
@@ -293,19 +318,37 @@ pub(crate) fn known(format: Format) -> Vec<GuestSpec> {
         guest("sizes of a child, parent", format, vec![base(), layer(Vec::new())], resizes(GrowAs::Parent)),
         guest("links", format, vec![base(), layer(vec![Edit::Write { offset: 0, len: 512, seed: 3 }])], links),
     ];
+    for (name, child, grow) in [
+        ("a root", false, GrowAs::Zero),
+        ("a child, zeros", true, GrowAs::Zero),
+        ("a child, parent", true, GrowAs::Parent),
+    ] {
+        let size = size + 1024;
+        let leaf = LayerSpec { size, ..layer(vec![Edit::Write { offset: size - 1024, len: 1024, seed: 4 }]) };
+        let layers = if child { vec![base(), leaf] } else { vec![leaf] };
+        let acts = vec![Act::Resize(size + 1024, grow), Act::Resize(size + whole(1), grow), write(size, 512, 5)];
+        let name = format!("bytes past the end of {name}");
+        list.push(GuestSpec { past_end: true, ..guest(&name, format, layers, acts) });
+    }
+    let short = LayerSpec { size: size - block / 2, ..layer(Vec::new()) };
+    let full = layer(vec![Edit::Write { offset: 0, len: size, seed: 9 }]);
+    let acts = vec![Act::Resize(size + whole(1), GrowAs::Zero), write(size, 512, 5)];
+    list.push(guest("a child whose last block is absent", format, vec![full, short], acts));
     let mut fixed = guest("sizes of a fixed disk", format, vec![base()], resizes(GrowAs::Zero));
     fixed.chain.base_fixed = true;
     list.push(fixed);
     if format == Format::Vhd {
-        // 128 entries fill a sector of the table: the next one needs another place.
-        let long = |edits| LayerSpec { size: 512 * KIB, block_size: 4096, edits };
-        let acts = vec![Act::Resize(530 * KIB, GrowAs::Zero), write(528 * KIB, 1024, 1), Act::Reopen];
-        list.push(guest(
-            "a longer table",
-            format,
-            vec![long(vec![Edit::Write { offset: 0, len: 512, seed: 1 }])],
-            acts,
-        ));
+        // The table ends before the first unit of 4 KiB: 512 entries, and the next one needs another place.
+        let long = || LayerSpec {
+            size: 2048 * KIB,
+            block_size: 4096,
+            edits: vec![Edit::Write { offset: 0, len: 512, seed: 1 }],
+        };
+        let acts = vec![Act::Resize(2058 * KIB, GrowAs::Zero), write(2048 * KIB, 1024, 1), Act::Reopen];
+        list.push(guest("a longer table", format, vec![long()], acts));
+        let acts =
+            vec![Act::Resize(4400 * KIB, GrowAs::Zero), Act::Resize(100 * KIB, GrowAs::Zero), write(512, 512, 1)];
+        list.push(guest("a longer table that is cut again", format, vec![long()], acts));
     } else {
         let mut large = guest("large sectors", format, vec![base(), layer(Vec::new())], acts_of(4096, block));
         large.chain.sector = 4096;

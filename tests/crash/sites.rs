@@ -123,6 +123,12 @@ pub(crate) fn all() -> Vec<Site> {
     sites
 }
 
+/// The site of that name.
+pub(crate) fn find(file: &str, function: &str, nth: usize) -> Site {
+    let found = all().into_iter().find(|site| site.file == file && site.function == function && site.nth == nth);
+    found.unwrap_or_else(|| panic!("{file} has no {function} #{nth} that waits"))
+}
+
 /// Files of the write paths that wait and are not looked at.
 pub(crate) fn files_with_syncs() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
