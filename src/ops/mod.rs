@@ -71,11 +71,13 @@ pub use rescue::{
 };
 pub use resize::{GptState, ResizeOptions, ResizeReport, Truncated, resize, resize_chain};
 #[cfg(feature = "registry")]
-pub use resync::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers, resync};
+pub use resync::{
+    ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers, resync, resync_chain,
+};
 #[cfg(feature = "registry")]
 pub use session::{
     AbortReport, Hooks, Moment, Participant, Phase, Recovered, Session, SessionInfo, SessionOptions, SessionReport,
-    SessionState, SetInfo, SnapshotDisk, abort_session, recover_sessions, sessions,
+    SessionState, SetInfo, SnapshotDisk, abort_session, new_leaf, recover_sessions, sessions,
 };
 pub use snapshot::{SnapshotOptions, SnapshotReport, snapshot};
 pub use stream::{write_range, write_raw, write_raw_part};

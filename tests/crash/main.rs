@@ -18,6 +18,7 @@ mod files;
 mod generate;
 mod guest;
 mod merge;
+mod relations;
 mod resume;
 mod sites;
 #[path = "../support/mod.rs"]

@@ -11,17 +11,17 @@
 mod find;
 mod options;
 mod record;
+mod write;
+
+pub use write::resync_chain;
 
 pub use options::{ResyncIdentity, ResyncOptions, ResyncPair, ResyncReport, ResyncedPair, WhatDiffers};
 
-use super::transfer::{Milestones, Transfer};
 use crate::chain::{Chain, ChainOptions, Layer, Owner, resync_mark};
 use crate::copy::{Copier, Meter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::{Partition, PartitionTable};
-use crate::guid;
 use crate::image::Image;
-use crate::link::{DiskKind, GrowAs, ImageId};
 use crate::ops::children;
 use crate::storage::{Access, FileIdentity, FileStorage};
 use crate::watch::Watch;
@@ -29,6 +29,7 @@ use record::{Mark, Record};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use write::{Pass, require_fits};
 
 /// Makes each target show exactly what its source shows, moving only what differs.
 ///
@@ -152,27 +153,7 @@ impl Opened {
     }
 
     fn require_startable(&self, options: &ResyncOptions) -> Result<()> {
-        let (from, to) = (&self.source, &self.target);
-        let refuse = |kind, message: String| Error::new(kind, message).with_path(&self.pair.target);
-        if from.logical_sector_size() != to.logical_sector_size() {
-            let (one, two) = (from.logical_sector_size(), to.logical_sector_size());
-            return Err(refuse(
-                ErrorKind::Chain,
-                format!("the source has sectors of {one} bytes, the target of {two}"),
-            )
-            .with_hint("convert the source instead"));
-        }
-        if from.virtual_size() > to.virtual_size() && !options.grow {
-            let (one, two) = (from.virtual_size(), to.virtual_size());
-            return Err(refuse(ErrorKind::NoSpace, format!("the source has {one} bytes and the target {two}"))
-                .with_hint("let the target grow with --grow"));
-        }
-        if matches!(to.leaf().image(), Image::Vhd(image) if image.saved_state()) {
-            return Err(refuse(
-                ErrorKind::Refused,
-                "a saved state of a virtual machine depends on this disk".to_owned(),
-            ));
-        }
+        require_fits(&self.source, &self.target, options).map_err(|error| error.with_path(&self.pair.target))?;
         self.require_no_children(options)?;
         if options.volume_check && !self.resumed { self.require_same_volumes() } else { Ok(()) }
     }
@@ -229,20 +210,9 @@ impl Opened {
     }
 
     fn report(&self) -> ResyncedPair {
-        let (old, new) = (self.target.virtual_size(), self.source.virtual_size());
-        ResyncedPair {
-            source: self.pair.source.clone(),
-            target: self.pair.target.clone(),
-            by: WhatDiffers::Compared,
-            resumed: self.resumed,
-            known_equal: 0,
-            compared: 0,
-            differing: 0,
-            moved: 0,
-            offloaded: 0,
-            zeroed: 0,
-            resized_from: (old != new).then_some(old),
-        }
+        let blank = ResyncedPair::between(&self.source, &self.target);
+        let (source, target) = (self.pair.source.clone(), self.pair.target.clone());
+        ResyncedPair { source, target, resumed: self.resumed, ..blank }
     }
 
     fn run(mut self, options: &ResyncOptions, watch: &Watch<'_>) -> Result<ResyncedPair> {
@@ -258,7 +228,8 @@ impl Opened {
         let meter = Meter::new(watch, total);
         // What is read to compare is not moved.
         let quiet = watch.unobserved();
-        let done = self.write(newer, options, (&meter, &Meter::new(&quiet, total)), &mut report);
+        let mut pass = Pass { source: &self.source, target: &mut self.target, options };
+        let done = pass.run(newer, (&meter, &Meter::new(&quiet, total)), &mut report);
         (report.moved, report.offloaded, report.zeroed) = (meter.moved(), meter.offloaded(), meter.zeroed());
         done.map_err(|error| {
             let hint = "the target holds parts of two disks until the same resync is run again, which finishes it";
@@ -271,79 +242,5 @@ impl Opened {
         Mark::remove(&mark)?;
         drop(held);
         Ok(report)
-    }
-
-    fn write(
-        &mut self,
-        newer: Option<usize>,
-        options: &ResyncOptions,
-        (meter, compared): (&Meter<'_>, &Meter<'_>),
-        report: &mut ResyncedPair,
-    ) -> Result<()> {
-        self.target.reopen(0, Access::Recover)?;
-        let (old, new) = (self.target.virtual_size(), self.source.virtual_size());
-        if new > old {
-            self.target.layer_mut(0)?.image_mut().set_virtual_size(new, GrowAs::Zero)?;
-        }
-        let copier = Copier::new(options.jobs)?;
-        match newer {
-            Some(layers) => {
-                report.by = WhatDiffers::Recorded;
-                let transfer = transfer(self.source.layers().get(..layers).unwrap_or_default(), &self.target, options);
-                let milestones = Milestones { every: u64::MAX, reached: &|_| Ok(()) };
-                let sink = self.target.layer_mut(0)?.image_mut().sink();
-                transfer.run(sink, &copier, meter, &milestones)?;
-            }
-            None => self.write_differences((&copier, options), (meter, compared), report)?,
-        }
-        if new < old {
-            self.target.layer_mut(0)?.image_mut().set_virtual_size(new, GrowAs::Zero)?;
-        }
-        self.identify(options.identity)
-    }
-
-    fn write_differences(
-        &mut self,
-        (copier, options): (&Copier, &ResyncOptions),
-        (meter, compared): (&Meter<'_>, &Meter<'_>),
-        report: &mut ResyncedPair,
-    ) -> Result<()> {
-        let mut at = 0;
-        while let Some(found) = find::next(&self.source, &self.target, at, (copier, compared, meter))? {
-            at = found.end;
-            found.count(report);
-            let transfer = transfer(self.source.layers(), &self.target, options);
-            transfer.run_ranges(&found.ranges, self.target.layer_mut(0)?.image_mut().sink(), copier, meter)?;
-        }
-        self.target.layer_mut(0)?.image_mut().sink().flush()
-    }
-
-    fn identify(&mut self, identity: ResyncIdentity) -> Result<()> {
-        let target = self.target.layer_mut(0)?.image_mut();
-        match (identity, self.source.leaf().image(), target) {
-            (ResyncIdentity::TakeSource, Image::Vhdx(source), Image::Vhdx(target)) => {
-                target.set_disk_id(source.disk_id())
-            }
-            (ResyncIdentity::TakeSource, Image::Vhd(source), Image::Vhd(target)) => match source.id() {
-                ImageId::Vhd(id) => target.set_unique_id(id),
-                ImageId::Vhdx(_) => Ok(()),
-            },
-            (ResyncIdentity::Fresh, _, Image::Vhdx(target)) => target.set_disk_id(guid::fresh()),
-            (ResyncIdentity::Fresh, _, Image::Vhd(target)) => target.set_unique_id(*guid::fresh().as_bytes()),
-            // Formats do not share identities, and a raw disk has none.
-            _ => Ok(()),
-        }
-    }
-}
-
-fn transfer<'a>(layers: &'a [Layer], target: &Chain, options: &ResyncOptions) -> Transfer<'a> {
-    Transfer {
-        layers,
-        root: target.leaf().image().kind() != DiskKind::Differencing,
-        fresh: false,
-        scan_zeros: true,
-        skip: 0,
-        compare: 0,
-        inside: options.require_offload,
     }
 }

@@ -69,7 +69,11 @@ impl Record {
     /// Remembers that the image at `path`, closed now, has the contents of `source`.
     pub(super) fn write(path: &Path, source: &Chain, target: &Chain) -> Result<()> {
         match (place(path), Self::of(source, target)) {
-            (Some(place), Some(record)) => write_record(&place, &record, true),
+            (Some(place), Some(record)) => {
+                // As when one is removed.
+                remove_leftovers(&place);
+                write_record(&place, &record, true)
+            }
             _ => Ok(()),
         }
     }

@@ -16,6 +16,7 @@
 //! A session can be aborted until everybody is thawed. Merges and resyncs cannot: they are stopped and run again.
 
 mod journal;
+mod leaf;
 mod mark;
 mod names;
 mod participant;
@@ -23,16 +24,15 @@ mod plan;
 mod state;
 
 pub use journal::{AbortReport, Phase, Recovered, SessionInfo, abort_session, recover_sessions, sessions};
+pub use leaf::new_leaf;
 pub use participant::{Hooks, Moment, Participant, SetInfo};
 pub use plan::{SessionOptions, SnapshotDisk};
 pub use state::{SessionReport, SessionState};
 
-use super::create::{self, CreateOptions};
 use super::registry::{Held, Registry};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guid;
-use crate::link::DiskKind;
 use crate::storage::atomic::sync_directory_of;
 use crate::storage::{FileStorage, Storage};
 use crate::watch::Watch;
@@ -225,13 +225,10 @@ impl Session {
     fn make_child(&mut self, at: usize) -> Result<()> {
         let disk = &self.journal.disks[at];
         let parent = Chain::open(&disk.leaf, &self.options.chain)?;
-        let options = CreateOptions::new(parent.leaf().image().format(), DiskKind::Differencing);
-        let file = Arc::new(FileStorage::create_new(&disk.temporary)?);
-        let storage = Arc::clone(&file) as Arc<dyn Storage>;
-        create::make(storage, &disk.child, &options, Some(parent.leaf()))?.close()?;
-        file.sync().map_err(|error| Error::io("sync the new leaf", error).with_path(&disk.temporary))?;
+        let file = FileStorage::create_new(&disk.temporary)?;
+        new_leaf(&(Arc::new(file) as Arc<dyn Storage>), &disk.child, parent.leaf())
+            .map_err(|error| error.with_path(&disk.temporary))?;
         sync_directory_of(&disk.temporary)?;
-        drop(file);
         let mark = mark::mark(&disk.temporary)?;
         self.journal.disks[at].mark = mark;
         self.chains.push(parent);
