@@ -336,7 +336,9 @@ impl World {
             let now = world.records();
             let begun = world.replicas().group(GROUP).expect("a group").group.run.is_some();
             world.tally.begun += usize::from(begun);
-            if together && world.dice.below(2) == 0 {
+            if together && !allowed.iter().all(|one| *one) {
+                assert_eq!(now, before, "one of them cannot, so none is");
+            } else if together && world.dice.below(2) == 0 {
                 world.is_all_or_none(&now);
             }
             for ((model, relation), before) in models.iter().zip(&now).zip(&before) {
