@@ -325,22 +325,24 @@ class Bench:
         shutil.rmtree(work, ignore_errors=True)
         self.show(name, goal, cases, seen)
 
-    def show(self, name, goal, cases, seen):
-        """Prints the rows of a group."""
+    def row(self, *cells):
         if not self.headed:
             head = ("group", "contender", "goal", "x floor, median", "x floor, best", "x floor, CPU", "median ms",
                     "peak MiB", "command")
             print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
             self.headed = True
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+    def show(self, name, goal, cases, seen):
+        """Prints the rows of a group."""
         floor, median = next(iter(seen.values())), statistics.median
         for label, runs in seen.items():
             times, cpu, peak = zip(*runs)
             words = " ".join(cases[label]).replace(self.vhdkit, "vhdkit").replace(self.dir + "/", "")
-            row = (name, label, goal if label == "vhdkit" else "",
-                   f"{median(mine[0] / its[0] for mine, its in zip(runs, floor)):.2f}",
-                   f"{min(times) / min(run[0] for run in floor):.2f}", f"{sum(cpu) / sum(run[1] for run in floor):.2f}",
-                   f"{median(times) * 1000:.0f}", f"{max(peak):.0f}", f"`{words}`")
-            print("| " + " | ".join(row) + " |", flush=True)
+            self.row(name, label, goal if label == "vhdkit" else "",
+                     f"{median(mine[0] / its[0] for mine, its in zip(runs, floor)):.2f}",
+                     f"{min(times) / min(run[0] for run in floor):.2f}", f"{sum(cpu) / sum(run[1] for run in floor):.2f}",
+                     f"{median(times) * 1000:.0f}", f"{max(peak):.0f}", f"`{words}`")
 
     # -------------------------------------------------------------- inputs
     def make(self, name, build):
@@ -510,8 +512,8 @@ class Bench:
             return
         said = subprocess.run([driver, leaf, flat], check=True, stdout=subprocess.PIPE, text=True).stdout
         for threads, mine, its, ratio in re.findall(r"(\d+) threads: flat (\d+) ns, chain (\d+) ns .* ([\d.]+)$", said, re.M):
-            self.rows.append((f"{name}, {threads} threads", "vhdkit", "<= 1.3", ratio, f"{int(its) / int(mine):.2f}", "", "", "",
-                              f"random_reads {leaf} {flat}".replace(self.dir + "/", "")))
+            words = f"`random_reads {leaf} {flat}`".replace(self.dir + "/", "")
+            self.row(f"{name}, {threads} threads", "vhdkit", "<= 1.3", ratio, f"{int(its) / int(mine):.2f}", "", "", "", words)
 
     def tables(self):
         """`info` and `check` of images whose table is huge: with a few blocks, and with all of them."""

@@ -3,12 +3,15 @@
 //! Owns: the pool and its buffers. Must not know: see the module above.
 
 use super::Meter;
+use super::share::share;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::Storage;
+use crate::storage::aligned::Buffer;
+use crate::storage::{PAGE, Storage};
 use crate::units::{FileOffset, KIB, MIB};
 use crate::zeros;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The most bytes one worker holds.
@@ -16,6 +19,10 @@ pub(crate) const CHUNK: u64 = MIB;
 
 /// Runs of zeros shorter than this are written like data when zeros are skipped: a hole costs more than it saves.
 const ZERO_GRAIN: usize = 64 * KIB as usize;
+
+/// Runs at least this long are written out to the medium as soon as they are copied; shorter ones are left to the kernel,
+/// which may find neighbours for them.
+const WRITE_OUT: u64 = 256 * KIB;
 
 /// The most small moves one task takes on, so that scattered copies spread over the workers too.
 const MOVES_PER_TASK: usize = 256;
@@ -44,6 +51,7 @@ pub(crate) struct Work<'a> {
 #[derive(Debug)]
 pub(crate) struct Copier {
     pool: rayon::ThreadPool,
+    sharing: bool,
 }
 
 impl Copier {
@@ -54,7 +62,23 @@ impl Copier {
             Error::new(ErrorKind::Io, format_args!("cannot start the worker threads: {error}"))
                 .with_hint("try fewer of them with --jobs")
         })?;
-        Ok(Self { pool })
+        Ok(Self { pool, sharing: true })
+    }
+
+    /// Copies every byte when `copies`: a file whose space was reserved must not lose it to space shared with another.
+    pub(crate) fn without_sharing(self, copies: bool) -> Self {
+        Self { sharing: !copies, ..self }
+    }
+
+    /// Shares what it may of `moves`, and answers the rest.
+    pub(super) fn share<'a>(
+        &self,
+        moves: &[Move<'a>],
+        target: &dyn Storage,
+        meter: &Meter<'_>,
+    ) -> Result<Vec<Move<'a>>> {
+        let moves = joined(moves);
+        if self.sharing { share(moves, target, meter) } else { Ok(moves) }
     }
 
     /// Its workers.
@@ -68,26 +92,65 @@ impl Copier {
     /// The first failure of any worker, or `Cancelled`; any part of the work may have been done.
     pub(crate) fn run(&self, work: Work<'_>, meter: &Meter<'_>) -> Result<()> {
         let Work { target, moves, zeros, target_is_zero } = work;
-        let tasks = tasks(&moves);
+        let tasks = tasks(self.share(&moves, target, meter)?);
+        let remote = !target_is_zero && target.is_remote();
         let cause = Cause::default();
         let done = self.pool.install(|| {
             zeros.par_iter().try_for_each(|range| cause.of(|| zero(target, range, meter)))?;
-            tasks.par_iter().try_for_each_init(Vec::new, |buffer, task| {
+            self.in_turn(&tasks, |buffer, task| {
                 task.iter().try_for_each(|one| {
                     cause.of(|| {
                         meter.check()?;
-                        if !target_is_zero && offload(one, target)? {
+                        if remote && offload(one, target)? {
                             meter.add_offloaded(one.len);
                         } else {
                             copy(one, target, target_is_zero, buffer)?;
                             meter.add_moved(one.len);
                         }
-                        Ok(())
+                        write_out(one, target)
                     })
                 })
             })
         });
         done.map_err(|Stopped| cause.into_error())
+    }
+
+    /// Does `work` for each of `tasks`, of which every worker takes the next one when it is done with its last: what lies
+    /// side by side is written side by side.
+    fn in_turn<T: Sync>(
+        &self,
+        tasks: &[T],
+        work: impl Fn(&mut Buffer, &T) -> Result<(), Stopped> + Sync,
+    ) -> Result<(), Stopped> {
+        let next = AtomicUsize::new(0);
+        let outcomes = self.pool.broadcast(|_| {
+            let mut buffer = Buffer::default();
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                work(&mut buffer, task).inspect_err(|_| next.store(tasks.len(), Ordering::Relaxed))?;
+            }
+            Ok(())
+        });
+        outcomes.into_iter().collect()
+    }
+
+    /// How many of each group of `runs` (storage, offset, length), from its first on, hold nothing but zeros. `groups` says
+    /// where in `runs` each one lies; what comes behind the first other byte of a group is not read.
+    pub(crate) fn leading_zero_runs(
+        &self,
+        runs: &[(&dyn Storage, u64, u64)],
+        groups: &[Range<usize>],
+        meter: &Meter<'_>,
+    ) -> Result<Vec<usize>> {
+        let count = |buffer: &mut Vec<u8>, group: &Range<usize>| {
+            meter.check()?;
+            for (count, &(storage, offset, len)) in runs[group.clone()].iter().enumerate() {
+                if !is_zero_run(storage, offset..offset + len, buffer)? {
+                    return Ok(count);
+                }
+            }
+            Ok(group.len())
+        };
+        self.pool.install(|| groups.par_iter().map_init(Vec::new, count).collect())
     }
 
     /// Which of `runs` (storage, offset, length) hold nothing but zeros; stops reading a run at its first other byte.
@@ -161,8 +224,8 @@ impl Copier {
     }
 }
 
-/// `moves` joined where they run on, cut to chunks, and grouped so that each task is worth a worker's while.
-fn tasks<'a>(moves: &[Move<'a>]) -> Vec<Vec<Move<'a>>> {
+/// `moves` cut to chunks, and grouped so that each task is worth a worker's while.
+fn tasks<'a>(moves: Vec<Move<'a>>) -> Vec<Vec<Move<'a>>> {
     let mut tasks = Vec::new();
     let mut task: Vec<Move<'a>> = Vec::new();
     let mut bytes = 0;
@@ -174,10 +237,11 @@ fn tasks<'a>(moves: &[Move<'a>]) -> Vec<Vec<Move<'a>>> {
         bytes += one.len;
         task.push(one);
     };
-    for run in joined(moves) {
+    for run in moves {
         let mut at = 0;
         while at < run.len {
-            let len = (run.len - at).min(CHUNK);
+            // Cut where a page of the target ends, so that no page is written out twice.
+            let len = (run.len - at).min(CHUNK - (run.to + at) % PAGE as u64);
             put(Move { source: run.source, from: run.from + at, to: run.to + at, len });
             at += len;
         }
@@ -187,6 +251,7 @@ fn tasks<'a>(moves: &[Move<'a>]) -> Vec<Vec<Move<'a>>> {
     tasks
 }
 
+/// `moves` joined where they run on.
 fn joined<'a>(moves: &[Move<'a>]) -> Vec<Move<'a>> {
     let mut runs: Vec<Move<'a>> = Vec::with_capacity(moves.len());
     for &next in moves {
@@ -204,7 +269,7 @@ fn joined<'a>(moves: &[Move<'a>]) -> Vec<Move<'a>> {
     runs
 }
 
-/// Lets the kernel do it where both ends are files; small runs are not worth asking for.
+/// Lets the server do it that both files lie on; small runs are not worth asking for.
 fn offload(one: &Move<'_>, target: &dyn Storage) -> Result<bool> {
     if one.len < ZERO_GRAIN as u64 {
         return Ok(false);
@@ -213,8 +278,18 @@ fn offload(one: &Move<'_>, target: &dyn Storage) -> Result<bool> {
     done.map_err(|error| Error::io("copy data", error).with_offset(FileOffset(one.to)))
 }
 
-fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut Vec<u8>) -> Result<()> {
-    let bytes = sized(buffer, one.len);
+/// Starts the medium on a run that is worth it, so that it works while the next ones are copied.
+fn write_out(one: &Move<'_>, target: &dyn Storage) -> Result<()> {
+    if one.len < WRITE_OUT {
+        return Ok(());
+    }
+    let begun = target.start_writeback(one.to..one.to + one.len);
+    begun.map_err(|error| Error::io("write data", error).with_offset(FileOffset(one.to)))
+}
+
+fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut Buffer) -> Result<()> {
+    // At most a chunk, which fits any usize.
+    let bytes = buffer.bound_for(one.to, one.len as usize);
     let read = one.source.read_exact_at(bytes, one.from);
     read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(one.from)))?;
     let write = |bytes: &[u8], to: u64| {
@@ -224,12 +299,18 @@ fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut
     if !target_is_zero {
         return write(bytes, one.to);
     }
-    let mut at = 0;
-    for run in bytes.chunks(ZERO_GRAIN) {
-        if !zeros::is_zero(run) {
-            write(run, one.to + at)?;
+    let mut start = 0;
+    while start < bytes.len() {
+        let mut end = start;
+        let mut grains = bytes[start..].chunks(ZERO_GRAIN);
+        while let Some(grain) = grains.next().filter(|grain| !zeros::is_zero(grain)) {
+            end += grain.len();
         }
-        at += run.len() as u64;
+        if end > start {
+            write(&bytes[start..end], one.to + start as u64)?;
+        }
+        // The grain that ended the run is zero, or there is none.
+        start = end + ZERO_GRAIN;
     }
     Ok(())
 }

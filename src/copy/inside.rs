@@ -12,7 +12,7 @@ impl Copier {
     /// # Errors
     /// `Unsupported` at the first move that it cannot make; any part of the work may have been done. As `run`.
     pub(crate) fn run_inside(&self, work: Work<'_>, meter: &Meter<'_>) -> Result<()> {
-        for one in &work.moves {
+        for one in self.share(&work.moves, work.target, meter)? {
             meter.check()?;
             let done = work.target.copy_range(one.source, one.from, one.to, one.len);
             let failed = |error| Error::io("copy data", error).with_offset(FileOffset(one.to));

@@ -15,12 +15,13 @@ pub(crate) struct Meter<'a> {
     moved: AtomicU64,
     zeroed: AtomicU64,
     offloaded: AtomicU64,
+    shared: AtomicU64,
 }
 
 impl<'a> Meter<'a> {
     pub(crate) fn new(watch: &'a Watch<'a>, total: u64) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { watch, total, done: zero(), moved: zero(), zeroed: zero(), offloaded: zero() }
+        Self { watch, total, done: zero(), moved: zero(), zeroed: zero(), offloaded: zero(), shared: zero() }
     }
 
     /// `Err(Cancelled)` once the caller asked for it.
@@ -44,6 +45,11 @@ impl<'a> Meter<'a> {
         self.add_moved(bytes);
     }
 
+    pub(crate) fn add_shared(&self, bytes: u64) {
+        self.shared.fetch_add(bytes, Ordering::Relaxed);
+        self.add_offloaded(bytes);
+    }
+
     pub(crate) fn add_zeroed(&self, bytes: u64) {
         self.zeroed.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -56,6 +62,11 @@ impl<'a> Meter<'a> {
     /// Of those, bytes that never passed through this process.
     pub(crate) fn offloaded(&self) -> u64 {
         self.offloaded.load(Ordering::Relaxed)
+    }
+
+    /// Of those, bytes that were not copied at all: both files hold the same blocks of the file system.
+    pub(crate) fn shared(&self) -> u64 {
+        self.shared.load(Ordering::Relaxed)
     }
 
     /// Bytes made zero without a source.

@@ -12,6 +12,7 @@ mod engine;
 #[cfg(feature = "registry")]
 mod inside;
 mod meter;
+mod share;
 
 pub(crate) use ahead::{Bytes, Run};
 pub(crate) use differ::{Origin, Pair, Side};

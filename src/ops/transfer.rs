@@ -14,7 +14,6 @@ use crate::map::{BlockSink, Content, Place, Source, Want};
 use crate::storage::Storage;
 use crate::units::round_down;
 use feed::{Feed, MAX_BLOCK, Part};
-#[cfg(feature = "registry")]
 use std::ops::Range;
 
 /// What moves where.
@@ -53,6 +52,8 @@ pub(super) struct Cost {
     pub(super) zeros: u64,
     /// Bytes the target file may grow.
     pub(super) space: u64,
+    /// Bytes of the data that lie elsewhere in the file system's blocks than they will in the target: no reflink.
+    pub(super) shifted: u64,
 }
 
 impl Cost {
@@ -163,7 +164,9 @@ impl Transfer<'_> {
     /// Of reading the maps.
     pub(super) fn cost(&self, sink: &dyn BlockSink) -> Result<Cost> {
         let mut cost = Cost::default();
+        let unit = sink.storage().share_unit().map_err(|error| Error::io("ask for the block size", error))?;
         let mut feed = Feed::new(self.layers, 0, u64::MAX);
+        let unit = unit.filter(|&unit| unit > 0);
         while let Some(batch) = feed.next_batch(sink.block_size())? {
             let size = sink.virtual_size();
             let inside = batch.iter().filter_map(|part| part.cut(0..size)).collect();
@@ -171,6 +174,7 @@ impl Transfer<'_> {
             cost.space += sink.space_for(&wants(&parts))?;
             for part in &parts {
                 cost.count(part);
+                cost.shifted += unit.map_or(Ok(0), |unit| shifted(part, sink, unit))?;
             }
             // Past its end the target has yet to grow: all of it is new, with a bitmap of at most 1/256 of its size.
             for part in batch.iter().filter_map(|part| part.cut(size..u64::MAX)) {
@@ -192,6 +196,10 @@ impl Transfer<'_> {
         // Data bound for space that reads as zero: cut at blocks, so that a block of zeros is not allocated for them.
         let mut cut = Vec::with_capacity(parts.len());
         let mut suspects = Vec::new();
+        let mut runs = Vec::new();
+        // Of the parts of one block: what lies behind the first byte that is not zero goes with it.
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        let mut block = None;
         for part in parts {
             let Some((layer, _)) = part.from else {
                 cut.push(part);
@@ -200,15 +208,22 @@ impl Transfer<'_> {
             for piece in split(part, blocks) {
                 for (piece, zero) in self.by_target(piece, sink)? {
                     if let (true, Some((_, at))) = (zero, piece.from) {
-                        suspects.push((cut.len(), storage_of(self.layers, layer)?, at, piece.len));
+                        let this = Some(piece.offset / blocks);
+                        match groups.last_mut() {
+                            Some(group) if block == this => group.end += 1,
+                            _ => groups.push(runs.len()..runs.len() + 1),
+                        }
+                        block = this;
+                        suspects.push(cut.len());
+                        runs.push((storage_of(self.layers, layer)?, at, piece.len));
                     }
                     cut.push(piece);
                 }
             }
         }
-        let runs: Vec<_> = suspects.iter().map(|&(_, storage, at, len)| (storage, at, len)).collect();
-        let zero = copier.zero_runs(&runs, meter)?;
-        Ok(without(cut, suspects.iter().zip(zero).filter(|(_, zero)| *zero).map(|(suspect, _)| suspect.0)))
+        let zero = copier.leading_zero_runs(&runs, &groups, meter)?;
+        let drop = groups.iter().zip(zero).flat_map(|(group, count)| &suspects[group.start..group.start + count]);
+        Ok(without(cut, drop.copied()))
     }
 
     /// `parts` without the data before `compare` that the target holds already.
@@ -307,6 +322,22 @@ impl Transfer<'_> {
         }
         Ok(Work { target: sink.storage(), moves, zeros, target_is_zero: self.fresh })
     }
+}
+
+/// The bytes of `part` that could not be shared with the target, even if its file system shares blocks of `unit` bytes.
+fn shifted(part: &Part, sink: &dyn BlockSink, unit: u64) -> Result<u64> {
+    let Some((_, from)) = part.from else { return Ok(0) };
+    let (mut at, mut shifted) = (part.offset, 0);
+    while at < part.end() {
+        let extent = sink.extent_at(at, part.end() - at)?;
+        // New blocks are placed so that their data starts on a block of the file system.
+        let to = if let Source::Data(to) = extent.source { to.get() } else { at % sink.block_size().max(1) };
+        if (from + (at - part.offset)) % unit != to % unit {
+            shifted += extent.len;
+        }
+        at += extent.len;
+    }
+    Ok(shifted)
 }
 
 fn storage_of(layers: &[Layer], index: usize) -> Result<&dyn Storage> {

@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A storage that refuses writes when it was opened for reading, and refuses writes and syncs after the first of them
 /// that failed. Reads always go through.
 ///
+/// A sync with no change since the last one that succeeded has nothing to do and is not passed on; the first always is,
+/// as the file may hold what another handle, or a killed process, wrote and did not wait for.
+///
 /// A failed sync may have dropped any of the writes before it, and the kernel reports that once; a second sync that says
 /// `Ok` would be a lie about them. What is on the medium is then as after a crash: reopen the file.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct CheckedStorage {
     inner: Arc<dyn Storage>,
     writable: bool,
     latched: AtomicBool,
+    /// Whether there may be something that no sync has made durable.
+    dirty: AtomicBool,
     /// One sync at a time: the kernel tells a failure to one of two syncs that race, and the other must not answer `Ok`.
     syncing: Mutex<()>,
 }
@@ -37,7 +42,7 @@ impl CheckedStorage {
     }
 
     fn new(inner: Arc<dyn Storage>, writable: bool) -> Self {
-        Self { inner, writable, latched: AtomicBool::new(false), syncing: Mutex::new(()) }
+        Self { inner, writable, latched: AtomicBool::new(false), dirty: AtomicBool::new(true), syncing: Mutex::new(()) }
     }
 
     /// Whether a write or sync has failed, so that no more are let through.
@@ -53,6 +58,13 @@ impl CheckedStorage {
     }
 
     fn changing<T>(&self, change: impl FnOnce(&dyn Storage) -> io::Result<T>) -> io::Result<T> {
+        let changed = self.guarded(change);
+        // Once it is done: a sync that begins from now on has to cover it, one that began before may not have.
+        self.dirty.store(true, Ordering::Release);
+        changed
+    }
+
+    fn guarded<T>(&self, change: impl FnOnce(&dyn Storage) -> io::Result<T>) -> io::Result<T> {
         if !self.writable {
             return Err(read_only());
         }
@@ -86,7 +98,14 @@ impl Storage for CheckedStorage {
             return Ok(());
         }
         let _turn = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.changing(|inner| inner.sync())
+        if !self.is_latched() && !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.guarded(|inner| inner.sync())
+    }
+
+    fn start_writeback(&self, range: Range<u64>) -> io::Result<()> {
+        self.guarded(|inner| inner.start_writeback(range))
     }
 
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
@@ -99,6 +118,18 @@ impl Storage for CheckedStorage {
 
     fn copy_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
         self.changing(|inner| inner.copy_range(source, from, to, len))
+    }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
+    fn share_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
+        self.changing(|inner| inner.share_range(source, from, to, len))
+    }
+
+    fn share_unit(&self) -> io::Result<Option<u64>> {
+        self.inner.share_unit()
     }
 
     fn as_file(&self) -> Option<&File> {

@@ -9,7 +9,9 @@
 //! assert!(failures.is_empty(), "{failures:#?}");
 //! ```
 
-use super::{MemoryStorage, Storage};
+mod offers;
+
+use super::Storage;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,9 +60,11 @@ const WRITING: &[Clause] = &[
     ("zero_range zeros its bytes and no others", zeroing),
     ("zero_range past the end grows the storage", zeroing_grows),
     ("next_data skips no byte that was written", next_data_after_changes),
-    ("copy_range does what a copy by hand does, or nothing", copies),
+    ("copy_range does what a copy by hand does, or nothing", offers::copies),
+    ("share_range does what a copy by hand does, or nothing", offers::shares),
     ("many threads write disjoint ranges at once", concurrent_writes),
     ("many threads grow the storage at once", concurrent_growth),
+    ("start_writeback changes nothing that is read, wherever the range lies", offers::writeback),
     ("a sync keeps everything", syncs),
 ];
 
@@ -319,27 +323,6 @@ fn next_data_after_changes(make: Make<'_>) -> Outcome {
     skips_only_zeros(&*storage, &bytes)?;
     ok("set_len", storage.set_len(100_000))?;
     skips_only_zeros(&*storage, &bytes[..100_000])
-}
-
-fn copies(make: Make<'_>) -> Outcome {
-    let given = holed();
-    let in_memory: Arc<dyn Storage> = Arc::new(MemoryStorage::from_bytes(&given));
-    for source in [make(&given), in_memory] {
-        for (from, to, len) in
-            [(0, 0, 0), (0, 0, 300_000), (4096, 8192, 65_536), (1, 3, 5000), (199_000, 90_000, 70_000)]
-        {
-            let mut bytes = pattern(100_000);
-            let target = make(&bytes);
-            let copied = ok("copy_range", target.copy_range(&*source, from as u64, to as u64, len as u64))?;
-            if copied && len > 0 {
-                bytes.resize(bytes.len().max(to + len), 0);
-                bytes[to..to + len].copy_from_slice(&given[from..from + len]);
-            }
-            holds(&*target, &bytes).map_err(|error| format!("after copying {len} bytes ({copied}): {error}"))?;
-        }
-        holds(&*source, &given)?;
-    }
-    Ok(())
 }
 
 fn concurrent_writes(make: Make<'_>) -> Outcome {

@@ -2,13 +2,18 @@
 //!
 //! Owns: what kinds of file are opened, lock kinds. Must not know: any format, any path of a chain.
 
+use super::aligned::{Buffer, keeps_sectors_whole};
 use super::{Access, Storage, end_of, offload, write_zeros};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::SECTOR;
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// The most bytes that lie wrong in memory and are written at a time, up to the end of a sector.
+const DETOUR: usize = 256 << 10;
 
 /// How a file is held against other users of it.
 ///
@@ -267,7 +272,20 @@ impl Storage for FileStorage {
             return Ok(());
         }
         end_of(offset, buf.len() as u64)?;
-        self.file.write_all_at(buf, offset)
+        if keeps_sectors_whole(buf, offset) {
+            return self.file.write_all_at(buf, offset);
+        }
+        let mut buffer = Buffer::default();
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at(rest.len().min(DETOUR - (at % SECTOR) as usize));
+            rest = later;
+            let bytes = buffer.bound_for(at, part.len());
+            bytes.copy_from_slice(part);
+            self.file.write_all_at(bytes, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -277,6 +295,10 @@ impl Storage for FileStorage {
     /// `fdatasync`: the bytes and all metadata needed to read them back, the length among it; only times may be old.
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn start_writeback(&self, range: Range<u64>) -> io::Result<()> {
+        offload::start_writeback(&self.file, range)
     }
 
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
@@ -306,6 +328,24 @@ impl Storage for FileStorage {
         end_of(to, len)?;
         let Some(source) = source.as_file() else { return Ok(false) };
         offload::copy((source, from), (&self.file, to), len)
+    }
+
+    fn is_remote(&self) -> bool {
+        offload::is_remote(&self.file)
+    }
+
+    fn share_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
+        end_of(to, len)?;
+        let Some(source) = source.as_file() else { return Ok(false) };
+        offload::share((source, from), (&self.file, to), len)
+    }
+
+    /// The file system's block size; whether it shares at all shows when it is asked to.
+    fn share_unit(&self) -> io::Result<Option<u64>> {
+        if self.device_len.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(rustix::fs::fstatvfs(&self.file)?.f_bsize).filter(|unit| unit.is_power_of_two()))
     }
 
     fn as_file(&self) -> Option<&File> {

@@ -1,6 +1,6 @@
 //! A file mapped into memory, for reading.
 //!
-//! Owns: the crate's only `unsafe`. Must not know: any format.
+//! Owns: with `kernel` the crate's only `unsafe`. Must not know: any format.
 #![allow(unsafe_code)]
 
 use super::{Storage, past_end, read_only};

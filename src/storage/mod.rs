@@ -14,14 +14,19 @@
 //!   to less drops the tail, and growing again shows zeros there.
 //! * Between two [`sync`](Storage::sync)s writes (and `set_len`, and `zero_range`) may reach the medium in any order, in
 //!   part, torn at 512 bytes. After a `sync` that returned `Ok` all that came before it is durable.
+//! * A process that is killed in the middle of a write leaves any part of it, cut between sectors of 512 bytes.
+//! * [`start_writeback`](Storage::start_writeback) orders nothing and promises nothing.
 //! * A failed `sync` means nothing is known about the writes before it; the caller must not retry it and believe the
 //!   second answer. `CheckedStorage` turns the first failed write or sync into a latch.
 
+pub(crate) mod aligned;
 pub(crate) mod atomic;
 mod checked;
 #[cfg(feature = "sim")]
 pub mod conformance;
 mod file;
+#[cfg(target_os = "linux")]
+mod kernel;
 mod memory;
 #[cfg(feature = "mmap")]
 mod mmap;
@@ -146,6 +151,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// What the operating system answers; nothing is known then about the writes since the last `Ok`.
     fn sync(&self) -> io::Result<()>;
 
+    /// Asks for `range` to be written to the medium now, so that the next [`sync`](Self::sync) has less to wait for. A
+    /// hint, given once the bytes were written: nothing is durable before that sync. The default does nothing.
+    ///
+    /// # Errors
+    /// A write that failed; it may also be told by the next sync only.
+    fn start_writeback(&self, range: Range<u64>) -> io::Result<()> {
+        let _ = range;
+        Ok(())
+    }
+
     /// Makes `range` read as zeros, growing the storage when the range ends past its end.
     ///
     /// An implementor may punch a hole; the default writes zeros.
@@ -173,6 +188,30 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn copy_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
         let _ = (source, from, to, len);
         Ok(false)
+    }
+
+    /// Whether its bytes are another machine's, which [`copy_range`](Self::copy_range) may ask to do the work there.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Lets `len` bytes at `to` here be the same space on the medium as those of `source` at `from`, until either is
+    /// written: no bytes move. All three are multiples of [`share_unit`](Self::share_unit). `Ok(false)`: that is not
+    /// possible between these two, and nothing was changed.
+    ///
+    /// # Errors
+    /// As [`write_all_at`](Self::write_all_at).
+    fn share_range(&self, source: &dyn Storage, from: u64, to: u64, len: u64) -> io::Result<bool> {
+        let _ = (source, from, to, len);
+        Ok(false)
+    }
+
+    /// What the numbers of [`share_range`](Self::share_range) are multiples of, in bytes; `None` when nothing is shared.
+    ///
+    /// # Errors
+    /// What the operating system answers.
+    fn share_unit(&self) -> io::Result<Option<u64>> {
+        Ok(None)
     }
 
     /// The file behind this storage, for reading from it by other means; `None` when its bytes are not simply a file's.

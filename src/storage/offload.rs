@@ -26,6 +26,24 @@ mod refusal {
     }
 }
 
+/// Starts writing `range` out of the cache, where that can be asked for.
+#[cfg(target_os = "linux")]
+pub(super) fn start_writeback(file: &File, range: Range<u64>) -> io::Result<()> {
+    let numbers = (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)));
+    // A length of 0 would mean all the rest.
+    let (Ok(offset), Ok(len @ 1..)) = numbers else { return Ok(()) };
+    match super::kernel::start_writeback(file, offset, len) {
+        Err(error) if !is_refused(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the error of a call of [`kernel`](super::kernel) only means "not here".
+#[cfg(target_os = "linux")]
+fn is_refused(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error).is_some_and(refusal::is_unsupported)
+}
+
 /// Makes `range` a hole; the length stays. `Ok(false)`: the file system has no holes, nothing was changed.
 #[cfg(target_os = "linux")]
 pub(super) fn punch_hole(file: &File, range: Range<u64>) -> io::Result<bool> {
@@ -97,6 +115,28 @@ pub(super) fn copy(source: (&File, u64), target: (&File, u64), len: u64) -> io::
     Ok(true)
 }
 
+/// Whether the file is on a file server.
+#[cfg(target_os = "linux")]
+pub(super) fn is_remote(file: &File) -> bool {
+    /// NFS, SMB as `cifs` and as `smb3`, Ceph, AFS: `statfs(2)` and the kernel's `magic.h`.
+    const SERVED: [u64; 5] = [0x6969, 0xFF53_4D42, 0xFE53_4D42, 0x00C3_6400, 0x5346_414F];
+    rustix::fs::fstatfs(file).is_ok_and(|system| SERVED.contains(&(system.f_type as u64 & 0xFFFF_FFFF)))
+}
+
+/// Lets `len` bytes of `target` be blocks of `source`. `Ok(false)`: not between these two, nothing was changed.
+#[cfg(target_os = "linux")]
+pub(super) fn share(source: (&File, u64), target: (&File, u64), len: u64) -> io::Result<bool> {
+    // A length of 0 would mean all the rest.
+    if len == 0 {
+        return Ok(false);
+    }
+    match super::kernel::clone_range(source, target, len) {
+        Ok(()) => Ok(true),
+        Err(error) if is_refused(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Renames unless `to` exists (`AlreadyExists`). `Ok(false)`: the file system cannot promise that.
 #[cfg(target_os = "linux")]
 pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
@@ -106,6 +146,11 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
         Err(errno) if refusal::is_unsupported(errno) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn start_writeback(_file: &File, _range: Range<u64>) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -128,6 +173,16 @@ pub(super) fn seek_data(_file: &File, offset: u64) -> io::Result<Option<u64>> {
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn copy(_source: (&File, u64), _target: (&File, u64), _len: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn is_remote(_file: &File) -> bool {
+    false
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn share(_source: (&File, u64), _target: (&File, u64), _len: u64) -> io::Result<bool> {
     Ok(false)
 }
 

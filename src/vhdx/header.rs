@@ -137,6 +137,8 @@ pub(crate) struct HeaderPair {
     /// 0 or 1: the slot `current` was read from or written to.
     slot: usize,
     ambiguous: bool,
+    /// `current` was written and not waited for; the other slot holds the same fields and is durable.
+    unfinished: bool,
 }
 
 impl HeaderPair {
@@ -160,11 +162,11 @@ impl HeaderPair {
             }
             (Ok(header), Err(bad)) => {
                 findings.note_repairable(Severity::Warning, bad);
-                Self { current: header, slot: 0, ambiguous: false }
+                Self { current: header, slot: 0, ambiguous: false, unfinished: false }
             }
             (Err(bad), Ok(header)) => {
                 findings.note_repairable(Severity::Warning, bad);
-                Self { current: header, slot: 1, ambiguous: false }
+                Self { current: header, slot: 1, ambiguous: false, unfinished: false }
             }
             (Ok(first), Ok(second)) => Self::choose(first, second, findings),
         };
@@ -187,9 +189,9 @@ impl HeaderPair {
             findings.note_repairable(Severity::Warning, mismatch(found, "the same ids in both headers"));
         }
         if second.sequence > first.sequence {
-            Self { current: second, slot: 1, ambiguous }
+            Self { current: second, slot: 1, ambiguous, unfinished: false }
         } else {
-            Self { current: first, slot: 0, ambiguous }
+            Self { current: first, slot: 0, ambiguous, unfinished: false }
         }
     }
 
@@ -214,12 +216,40 @@ impl HeaderPair {
         self.update_once(storage, |_| ())
     }
 
+    /// As [`update`](Self::update), but the second slot is not waited for: the first one leads to the same until it is
+    /// there. Some later sync finishes it; before a slot is written again there is one.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    pub(crate) fn update_unfinished(&mut self, storage: &dyn Storage, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.update_once(storage, change)?;
+        self.write_next(storage, |_| ())?;
+        self.unfinished = true;
+        Ok(())
+    }
+
     /// One round of the update procedure: the slot that is not current is overwritten, synced, and becomes current. The
     /// other slot keeps the old fields.
     ///
     /// # Errors
     /// As [`update`](Self::update).
     pub(crate) fn update_once(&mut self, storage: &dyn Storage, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.finish(storage)?;
+        self.write_next(storage, change)?;
+        storage.sync().map_err(|error| Error::io("sync the VHDX header", error))
+    }
+
+    /// Waits for the header that was not waited for.
+    fn finish(&mut self, storage: &dyn Storage) -> Result<()> {
+        if self.unfinished {
+            storage.sync().map_err(|error| Error::io("sync the VHDX header", error))?;
+            self.unfinished = false;
+        }
+        Ok(())
+    }
+
+    /// Writes the next header to the slot that is not current.
+    fn write_next(&mut self, storage: &dyn Storage, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut next = self.current;
         change(&mut next);
         next.sequence = self.current.sequence.checked_add(1).ok_or_else(|| {
@@ -229,8 +259,7 @@ impl HeaderPair {
         let (slot, at) = if self.slot == 0 { (1, HEADER_AT[1]) } else { (0, HEADER_AT[0]) };
         let failed = |error| Error::io("write the VHDX header", error).with_offset(FileOffset(at));
         storage.write_all_at(&next.encode(), at).map_err(failed)?;
-        storage.sync().map_err(|error| Error::io("sync the VHDX header", error).with_offset(FileOffset(at)))?;
-        *self = Self { current: next, slot, ambiguous: false };
+        *self = Self { current: next, slot, ambiguous: false, unfinished: self.unfinished };
         Ok(())
     }
 }

@@ -59,7 +59,8 @@ impl Vhdx {
     /// `ReadOnly`; what the storage answers, and then the old or the new id is in force.
     pub fn set_data_write_guid(&mut self, id: Guid) -> Result<()> {
         self.require_writable()?;
-        self.freshen(Some(id))
+        self.take_stock()?;
+        self.enter(Some(id))
     }
 
     /// Writes back what is outstanding and marks the log empty, so that the next reader has nothing to replay.
@@ -78,9 +79,18 @@ impl Vhdx {
         self.require_writable()?;
         self.take_stock()?;
         let new_id = (seen == Seen::ByGuest && !self.writer.data_id_is_fresh).then(guid::fresh);
-        self.freshen(new_id)?;
+        self.enter(new_id)
+    }
+
+    /// Gives the file what this open owes it, in one update of the headers: a log that is in use, its new id, and the
+    /// data id that is wanted.
+    fn enter(&mut self, data_id: Option<Guid>) -> Result<()> {
         if self.writer.session.is_none() {
-            self.start_session()?;
+            return self.start_session(data_id);
+        }
+        if let Some(id) = data_id {
+            self.headers.update(&*self.storage, |header| header.data_write_guid = id)?;
+            self.writer.data_id_is_fresh = true;
         }
         Ok(())
     }
@@ -101,27 +111,9 @@ impl Vhdx {
         Ok(())
     }
 
-    /// Updates the headers if this open has not given the file its new id yet, or a new data id is wanted.
-    fn freshen(&mut self, data_id: Option<Guid>) -> Result<()> {
-        let fresh_file = self.writer.file_id_is_fresh;
-        if fresh_file && data_id.is_none() {
-            return Ok(());
-        }
-        self.headers.update(&*self.storage, |header| {
-            if !fresh_file {
-                header.file_write_guid = guid::fresh();
-            }
-            if let Some(id) = data_id {
-                header.data_write_guid = id;
-            }
-        })?;
-        self.writer.file_id_is_fresh = true;
-        self.writer.data_id_is_fresh |= data_id.is_some();
-        Ok(())
-    }
-
-    /// Begins logging. The headers were updated just before, so the file as it is now is durable.
-    fn start_session(&mut self) -> Result<()> {
+    /// Begins logging. The first entry is under a guid that no header names yet, so writing it changes nothing that
+    /// anybody reads; its sync makes the file as it is now durable, before the headers lead to it.
+    fn start_session(&mut self, data_id: Option<Guid>) -> Result<()> {
         let header = *self.headers.current();
         if !header.log_guid.is_nil() {
             return Err(Error::new(ErrorKind::Refused, "the image's log has updates that were not replayed"));
@@ -139,11 +131,20 @@ impl Vhdx {
         };
         let area = LogArea { offset, length: u64::from(length), guid: guid::fresh() };
         let session = Session::start(&*self.storage, area, durable_len)?;
-        self.headers.update(&*self.storage, |header| {
+        let fresh_file = self.writer.file_id_is_fresh;
+        self.headers.update_unfinished(&*self.storage, |header| {
+            if !fresh_file {
+                header.file_write_guid = guid::fresh();
+            }
+            if let Some(id) = data_id {
+                header.data_write_guid = id;
+            }
             header.log_guid = area.guid;
             header.log_version = LOG_VERSION;
             (header.log_offset, header.log_length) = (offset, length);
         })?;
+        self.writer.file_id_is_fresh = true;
+        self.writer.data_id_is_fresh |= data_id.is_some();
         self.writer.session = Some(session);
         self.set_layout(self.regions.clone(), self.metadata.clone());
         Ok(())

@@ -254,7 +254,7 @@ fn a_resync_over_a_failing_or_full_medium_stops_and_a_rerun_finishes() {
     for work in works() {
         let mut failures = 0;
         for failure in [SimFailure::Io, SimFailure::NoSpace] {
-            for skip in (0..400).step_by(11) {
+            for skip in (0..400).step_by(7) {
                 let before = work.before();
                 before.disk.inject(SimFault::nth(skip, failure).on(TARGET));
                 let done = work.run(&before.disk, true);

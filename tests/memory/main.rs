@@ -113,3 +113,54 @@ fn hostile_images_are_refused_or_checked_in_little_memory() {
         assert!(peak < LIMIT, "vhdkit {line} took {} MiB", peak / MIB);
     }
 }
+
+/// What the program may hold for a merge besides its workers' chunks: cached pages of the tables of three images, one
+/// batch's list of moves, and the workers' stacks.
+const PAGES_AND_PLANS: u64 = 16 * MIB;
+/// What one worker holds.
+const CHUNK: u64 = MIB;
+
+/// Writes `len` bytes of data that is nowhere zero.
+fn fill(folder: &Path, file: &str, len: u64) {
+    let piece: Vec<u8> = (0..MIB).map(|at| (at % 251) as u8 + 1).collect();
+    let line = format!("write {file} --offset 0");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vhdkit"))
+        .args(line.split(' '))
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut to = child.stdin.take().expect("a pipe");
+    for _ in 0..len / MIB {
+        to.write_all(&piece).expect("it reads");
+    }
+    drop(to);
+    assert!(child.wait().expect("it ends").success(), "vhdkit {line}");
+}
+
+/// More than two batches: what is held is chunks and pages, however much is moved.
+#[test]
+fn a_large_merge_takes_its_chunks_and_some_pages() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for format in ["vhd", "vhdx"] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| format!("{name}.{format}");
+        let (base, child) = (file("base"), file("child"));
+        let mut peaks = Vec::new();
+        for (jobs, data) in [(1, 16 * MIB), (1, 600 * MIB), (8, 600 * MIB)] {
+            peak_of(folder.path(), &format!("create --size 4G {base}"), 0);
+            peak_of(folder.path(), &format!("create --parent {base} {child}"), 0);
+            fill(folder.path(), &child, data);
+            let idle = peak_of(folder.path(), &format!("info --chain {child}"), 0);
+            let peak = peak_of(folder.path(), &format!("merge {child} --depth 1 --jobs {jobs}"), 0);
+            let limit = idle + jobs * CHUNK + PAGES_AND_PLANS;
+            assert!(peak <= limit, "{format}, {} MiB, {jobs} jobs: {} of {} MiB", data / MIB, peak / MIB, limit / MIB);
+            peaks.push(peak);
+            fs::remove_file(folder.path().join(&child)).unwrap();
+            fs::remove_file(folder.path().join(&base)).unwrap();
+        }
+        let growth = peaks[1].saturating_sub(peaks[0]);
+        assert!(growth <= 2 * MIB, "{format}: 37 times the data took {} MiB more", growth / MIB);
+    }
+}

@@ -103,6 +103,8 @@ enum Bug {
     TornWrites,
     CopiesNothing,
     SyncForgets,
+    WritebackGrows,
+    SharesNothing,
 }
 
 /// A user's storage, on the trait's defaults, with one bug.
@@ -174,6 +176,11 @@ impl Storage for Wrong {
         Ok(())
     }
 
+    fn start_writeback(&self, range: Range<u64>) -> io::Result<()> {
+        let grows = self.bug == Bug::WritebackGrows && range.end > self.len()? && range.end < 1 << 30;
+        if grows { self.set_len(range.end) } else { Ok(()) }
+    }
+
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
         let extra = u64::from(self.bug == Bug::ZeroesTooMuch && !range.is_empty() && range.end < self.len()?);
         self.write_all_at(&vec![0; (range.end - range.start + extra) as usize], range.start)
@@ -182,6 +189,14 @@ impl Storage for Wrong {
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         let skip = if self.bug == Bug::SkipsData { 4096 - offset % 4096 } else { 0 };
         Ok(offset.checked_add(skip).filter(|&at| at < self.bytes.lock().unwrap().len() as u64))
+    }
+
+    fn share_unit(&self) -> io::Result<Option<u64>> {
+        Ok(Some(512))
+    }
+
+    fn share_range(&self, _: &dyn Storage, _: u64, _: u64, _: u64) -> io::Result<bool> {
+        Ok(self.bug == Bug::SharesNothing)
     }
 
     fn copy_range(&self, _: &dyn Storage, _: u64, _: u64, _: u64) -> io::Result<bool> {
@@ -200,6 +215,8 @@ fn the_suite_sees_each_kind_of_bug() {
         (Bug::TornWrites, "a read sees"),
         (Bug::CopiesNothing, "copy_range"),
         (Bug::SyncForgets, "a sync keeps"),
+        (Bug::WritebackGrows, "start_writeback"),
+        (Bug::SharesNothing, "share_range"),
     ] {
         let broken = run(Part::All, &Wrong::with(bug));
         assert!(broken.iter().any(|Broken { clause, .. }| clause.contains(word)), "{bug:?} shows as {broken:#?}");

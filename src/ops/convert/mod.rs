@@ -36,6 +36,11 @@ pub struct ConvertReport {
     pub virtual_size: u64,
     /// Data read from the source.
     pub moved: u64,
+    /// Of that, data that never passed through this process.
+    pub offloaded: u64,
+    /// Of that, data that was not copied at all: the new file and the source's hold the same blocks of the file system (a
+    /// reflink) until either is written.
+    pub shared: u64,
     /// The length of the new file.
     pub file_size: u64,
     /// Zeros added after the end of the source.
@@ -92,7 +97,7 @@ pub fn convert(
     // A conversion that is stopped leaves nothing behind to go on from.
     let milestones = Milestones { every: u64::MAX, reached: &|_| Ok(()) };
     transfer
-        .run(target.sink(), &Copier::new(options.jobs)?, &meter, &milestones)
+        .run(target.sink(), &Copier::new(options.jobs)?.without_sharing(options.preallocate), &meter, &milestones)
         .map_err(|error| error.with_path(path))?;
     target.close().map_err(|error| error.with_path(path))?;
     if options.verify {
@@ -109,6 +114,8 @@ pub fn convert(
     Ok(ConvertReport {
         virtual_size: plan.size,
         moved: meter.moved(),
+        offloaded: meter.offloaded(),
+        shared: meter.shared(),
         file_size,
         padded: plan.size - plan.shown,
         verified: options.verify,

@@ -45,6 +45,9 @@ pub struct MergePlan {
     pub new_virtual_size: u64,
     /// Data to copy.
     pub data_bytes: u64,
+    /// Of that, data that lies elsewhere in the file system's blocks than it will in the target: it is copied even where
+    /// the file system could share its blocks (a reflink).
+    pub shifted_bytes: u64,
     /// Ranges to make zero.
     pub zero_bytes: u64,
     /// The most the target file may grow.
@@ -136,6 +139,7 @@ pub(super) fn make(chain: &Chain, span: Span, options: &MergeOptions) -> Result<
         relinked: span.relink.then(|| describe(span.source - 1)),
         new_virtual_size: new_size,
         data_bytes: cost.data,
+        shifted_bytes: cost.shifted,
         zero_bytes: cost.zeros,
         space_needed: cost.space.saturating_add(table),
         space_available,

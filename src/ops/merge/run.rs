@@ -37,6 +37,9 @@ pub struct MergeReport {
     pub moved: u64,
     /// Of that, data that never passed through this process.
     pub offloaded: u64,
+    /// Of that, data that was not copied at all: the target and a merged file hold the same blocks of the file system
+    /// (a reflink) until either is written.
+    pub shared: u64,
     /// Ranges made zero.
     pub zeroed: u64,
     /// The file that was pointed at the target.
@@ -118,6 +121,7 @@ impl Run<'_> {
             target: chain.layer(span.target)?.path().map(Path::to_path_buf),
             moved: meter.moved(),
             offloaded: meter.offloaded(),
+            shared: meter.shared(),
             zeroed: meter.zeroed(),
             relinked,
             deleted: Vec::new(),

@@ -230,7 +230,8 @@ impl Opened {
         let quiet = watch.unobserved();
         let mut pass = Pass { source: &self.source, target: &mut self.target, options };
         let done = pass.run(newer, (&meter, &Meter::new(&quiet, total)), &mut report);
-        (report.moved, report.offloaded, report.zeroed) = (meter.moved(), meter.offloaded(), meter.zeroed());
+        (report.moved, report.offloaded, report.shared) = (meter.moved(), meter.offloaded(), meter.shared());
+        report.zeroed = meter.zeroed();
         done.map_err(|error| {
             let hint = "the target holds parts of two disks until the same resync is run again, which finishes it";
             error.with_path(&self.pair.target).with_hint(hint)

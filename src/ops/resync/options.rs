@@ -153,6 +153,8 @@ pub struct ResyncedPair {
     pub moved: u64,
     /// Of that, data that never passed through this process.
     pub offloaded: u64,
+    /// Of that, data that was not copied at all: both files hold the same blocks of the file system (a reflink).
+    pub shared: u64,
     /// Ranges made zero.
     pub zeroed: u64,
     /// The size the target had, when it has another one now.

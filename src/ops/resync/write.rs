@@ -36,7 +36,8 @@ pub fn resync_chain(
     let (meter, quiet) = (Meter::new(watch, total), watch.unobserved());
     let mut pass = Pass { source, target, options };
     pass.run(newer, (&meter, &Meter::new(&quiet, total)), &mut report)?;
-    (report.moved, report.offloaded, report.zeroed) = (meter.moved(), meter.offloaded(), meter.zeroed());
+    (report.moved, report.offloaded, report.shared) = (meter.moved(), meter.offloaded(), meter.shared());
+    report.zeroed = meter.zeroed();
     Ok(report)
 }
 
@@ -74,6 +75,7 @@ impl ResyncedPair {
             differing: 0,
             moved: 0,
             offloaded: 0,
+            shared: 0,
             zeroed: 0,
             resized_from: (old != new).then_some(old),
         }

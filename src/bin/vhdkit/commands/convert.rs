@@ -200,6 +200,10 @@ impl ConvertArgs {
             text += &format!(", over {}", name(parent));
         }
         text += if report.verified { "; read back and the same\n" } else { "\n" };
+        if report.shared > 0 {
+            let (shared, moved) = (size::human(report.shared), size::human(report.moved));
+            text += &format!("{shared} of {moved} of data were reflinked, not copied\n");
+        }
         if report.padded > 0 {
             let padded = size::exact(report.padded);
             text += &format!(

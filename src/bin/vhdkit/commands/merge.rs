@@ -152,6 +152,13 @@ fn plan_text(plan: &MergePlan) -> String {
     }
     fields.add("into", format_args!("{} ({}, {})", file(&plan.target), plan.format, kind(plan.target_kind)));
     fields.add("data to copy", size::exact(plan.data_bytes));
+    if plan.shifted_bytes > 0 {
+        let bytes = size::exact(plan.shifted_bytes);
+        fields.add(
+            "not for reflinks",
+            format_args!("{bytes}: not aligned in both files as the file system's blocks are"),
+        );
+    }
     fields.add("zeros to make", size::exact(plan.zero_bytes));
     let before = plan.target.virtual_size;
     if plan.new_virtual_size == before {
@@ -176,7 +183,15 @@ fn report_text(report: &MergeReport, args: &MergeArgs) -> String {
     let at_the_end = || "the end: everything was merged before".to_owned();
     let went_on = report.resumed_at.map(|at| if report.ended { at_the_end() } else { size::exact(at) });
     fields.add_some("went on at", went_on);
-    fields.add("data copied", size::exact(report.moved));
+    fields.add("data moved", size::exact(report.moved));
+    let mut part = |label, bytes| {
+        if bytes > 0 {
+            fields.add(label, size::exact(bytes));
+        }
+    };
+    part("reflinked", report.shared);
+    part("copied by the server", report.offloaded - report.shared);
+    part("copied", report.moved - report.offloaded);
     fields.add("zeros made", size::exact(report.zeroed));
     fields.add_some("relinked", report.relinked.as_ref().map(|path| path.display()));
     for deleted in &report.deleted {
