@@ -2,6 +2,10 @@
 //!
 //! Owns: the temporary name, the rename and its durability. Must not know: what is written.
 
+#[cfg(test)]
+pub(crate) mod model;
+pub(crate) mod steps;
+
 use super::file::{already_there, require_regular};
 use super::{Access, FileStorage, Lock, Storage, offload};
 use crate::error::{Error, ErrorKind, Result};
@@ -10,6 +14,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use steps::{Step, is_taken};
 
 /// The most bytes of the target's name in the temporary one; file systems end names at 255.
 const MAX_NAME: usize = 200;
@@ -53,8 +58,10 @@ fn remove_partial_files(directory: &Path, random: impl Fn(&str) -> Option<&str>)
 ///
 /// # Errors
 /// What the system answers, as a failure to do `what`.
-#[cfg(any(feature = "registry", test))]
 pub(crate) fn remove_if_there(path: &Path, what: &str) -> Result<bool> {
+    if !is_taken(|| Step::Remove(path.to_path_buf())) {
+        return Ok(true);
+    }
     match fs::remove_file(path) {
         Ok(()) => sync_directory_of(path).map(|()| true),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -92,6 +99,7 @@ impl AtomicFile {
         let random = uuid::Uuid::new_v4().simple().to_string();
         let temporary = target.with_file_name(format!("{}{}{SUFFIX}", prefix(name), &random[..RANDOM]));
         let storage = Arc::new(FileStorage::create_new(&temporary).map_err(|error| error.with_path(target))?);
+        let _ = is_taken(|| Step::Create(temporary.clone()));
         let file = Self { target: target.to_path_buf(), temporary, storage, committed: false };
         if let Ok(existing) = fs::metadata(target) {
             let failed = |source| Error::io("set the permissions of the new file", source).with_path(&file.temporary);
@@ -114,7 +122,9 @@ impl AtomicFile {
     /// `Refused` when the target exists and is not to be overwritten; `InUse` when somebody holds it; `Io`, `NoSpace`.
     /// Unless it was the last step that failed, the temporary file is removed and the target is as it was.
     pub(crate) fn commit(mut self, overwrite: bool) -> Result<()> {
-        self.storage.sync().map_err(|source| Error::io("sync the new file", source).with_path(&self.target))?;
+        if is_taken(|| Step::SyncFile(self.temporary.clone())) {
+            self.storage.sync().map_err(|source| Error::io("sync the new file", source).with_path(&self.target))?;
+        }
         if overwrite {
             self.replace()?;
         } else {
@@ -126,6 +136,9 @@ impl AtomicFile {
 
     fn replace(&self) -> Result<()> {
         let rename = || {
+            if !is_taken(|| Step::Rename(self.temporary.clone(), self.target.clone())) {
+                return Ok(());
+            }
             fs::rename(&self.temporary, &self.target)
                 .map_err(|source| Error::io("give the new file its name", source).with_path(&self.target))
         };
@@ -148,6 +161,9 @@ impl AtomicFile {
 /// # Errors
 /// `Refused` when the name is taken; what the system answers.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    if !is_taken(|| Step::Rename(from.to_path_buf(), to.to_path_buf())) {
+        return Ok(());
+    }
     let named = match offload::rename_new(from, to) {
         // A hard link refuses an existing name too. The second name is then removed; if that fails it is litter.
         Ok(false) => fs::hard_link(from, to).map(|()| {
@@ -177,6 +193,9 @@ impl Drop for AtomicFile {
 /// `Io`, about the directory.
 pub(crate) fn sync_directory_of(path: &Path) -> Result<()> {
     let directory = directory_of(path);
+    if !is_taken(|| Step::SyncDirectory(directory.to_path_buf())) {
+        return Ok(());
+    }
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| Error::io("sync the directory", source).with_path(directory))

@@ -10,7 +10,7 @@
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
-use crate::storage::atomic::{AtomicFile, remove_leftovers, sync_directory_of};
+use crate::storage::atomic::{AtomicFile, remove_if_there, remove_leftovers};
 use crate::storage::{Access, FileStorage, Lock, Storage};
 use std::ffi::OsString;
 use std::fmt;
@@ -83,11 +83,7 @@ impl CheckpointStore for BesideTarget {
     fn clear(&self) -> Result<()> {
         // Whoever merges into the target holds it, so what others left here is from the dead.
         remove_leftovers(&self.0);
-        match std::fs::remove_file(&self.0) {
-            Ok(()) => sync_directory_of(&self.0),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io("remove the checkpoint", error).with_path(&self.0)),
-        }
+        remove_if_there(&self.0, "remove the checkpoint").map(drop)
     }
 }
 

@@ -287,3 +287,6 @@ pub(super) fn close_files(chain: &mut Chain, span: Span) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

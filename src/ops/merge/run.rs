@@ -22,7 +22,7 @@ use crate::image::Image;
 use crate::link::{DiskKind, GrowAs, HintKind, NewParent, ParentPaths};
 use crate::ops::transfer::{Milestones, Transfer};
 use crate::storage::Access;
-use crate::storage::atomic::sync_directory_of;
+use crate::storage::atomic::remove_if_there;
 use crate::watch::Watch;
 use std::path::{Path, PathBuf};
 
@@ -228,9 +228,7 @@ fn restartable(chain: &Chain, span: Span, error: Error) -> Error {
 pub(super) fn delete(merged: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     for path in &merged {
         let hint = "everything is merged; run the same merge again to delete what is left";
-        let failed = |error| Error::io("delete the merged file", error).with_path(path).with_hint(hint);
-        std::fs::remove_file(path).map_err(failed)?;
-        sync_directory_of(path)?;
+        remove_if_there(path, "delete the merged file").map_err(|error| error.with_hint(hint))?;
     }
     Ok(merged)
 }

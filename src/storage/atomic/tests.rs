@@ -1,5 +1,6 @@
 //! Files that appear half written, stay behind when dropped, or replace what somebody holds.
 
+use super::model::{Left, explore};
 use super::*;
 
 fn names(dir: &Path) -> Vec<String> {
@@ -123,4 +124,77 @@ fn a_file_that_is_gone_already_is_removed_without_an_error() {
     assert!(!remove_if_there(&path, "remove it").unwrap());
     let error = remove_if_there(dir.path(), "remove it").unwrap_err();
     assert!(error.to_string().contains("remove it"), "{error}");
+}
+
+// ---- crashes ----
+
+fn is_file_sync(step: &Step) -> bool {
+    matches!(step, Step::SyncFile(_))
+}
+
+fn is_rename(step: &Step) -> bool {
+    matches!(step, Step::Rename(..))
+}
+
+fn is_directory_sync(step: &Step) -> bool {
+    matches!(step, Step::SyncDirectory(_))
+}
+
+/// Commits a file, over an old one or not, without a step when one is given, and looks at every crash state: how many there
+/// were, or what is wrong.
+fn crash(overwrite: bool, without: Option<fn(&Step) -> bool>) -> std::result::Result<usize, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.vhdx");
+    if overwrite {
+        fs::write(&target, b"old").unwrap();
+    }
+    let before: Vec<&Path> = if overwrite { vec![&target] } else { Vec::new() };
+    let run = || filled(&target, b"new").commit(overwrite).unwrap();
+    let steps = steps::record(without.map(|kind| (kind, 0)), run).expect("a commit takes each kind of step");
+    explore(&before, &steps, &mut |names, done| match names.get(&target) {
+        Some(Left::New { whole: true, .. }) => Ok(()),
+        Some(Left::New { whole: false, .. }) => Err("the name shows half a file".to_owned()),
+        _ if done => Err("the commit was taken back".to_owned()),
+        Some(Left::Old) => Ok(()),
+        None if overwrite => Err("neither the old file nor the new one".to_owned()),
+        None => Ok(()),
+    })
+}
+
+/// Bug this finds: a name that shows part of a file after a crash, or a commit that a crash takes back.
+#[test]
+fn a_commit_survives_every_crash() {
+    for overwrite in [false, true] {
+        let states = crash(overwrite, None).unwrap();
+        assert!(states > 10, "{states}");
+    }
+}
+
+/// Bug this finds: a model that would not notice that one of the three is missing.
+#[test]
+fn a_commit_needs_the_sync_of_the_file_the_rename_and_the_sync_of_the_directory() {
+    for overwrite in [false, true] {
+        for (kind, wrong) in [
+            (is_file_sync as fn(&Step) -> bool, "half a file"),
+            (is_rename, "taken back"),
+            (is_directory_sync, "taken back"),
+        ] {
+            let found = crash(overwrite, Some(kind)).unwrap_err();
+            assert!(found.contains(wrong), "{overwrite}: {found}");
+        }
+    }
+}
+
+#[test]
+fn what_was_removed_stays_removed_when_its_directory_was_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    for (without, right) in [(None, true), (Some((is_directory_sync as fn(&Step) -> bool, 0)), false)] {
+        fs::write(&path, "").unwrap();
+        let steps = steps::record(without, || assert!(remove_if_there(&path, "remove it").unwrap())).unwrap();
+        let found = explore(&[&path], &steps, &mut |names, done| {
+            if done && names.contains_key(&path) { Err("it is back".to_owned()) } else { Ok(()) }
+        });
+        assert_eq!(found.is_ok(), right, "{found:?}");
+    }
 }
