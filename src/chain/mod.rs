@@ -11,6 +11,7 @@
 
 mod holders;
 mod io;
+mod kin;
 mod link;
 mod locate;
 mod marks;

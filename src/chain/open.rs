@@ -7,7 +7,7 @@
 use super::locate::{self, Candidates, ParentPolicy};
 use super::options::ChainOptions;
 use super::search::{self, Index};
-use super::{Layer, MAX_LAYERS, link, marks};
+use super::{Layer, MAX_LAYERS, kin, link, marks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::finding::Findings;
 use crate::image::Image;
@@ -91,7 +91,7 @@ fn open_layer(path: &Path, file: FileStorage, access: Access, raw: bool) -> Resu
     } else {
         Image::open(Arc::clone(&storage), access, &mut findings)
     };
-    let image = image.map_err(|error| error.with_path(path))?;
+    let image = image.map_err(|error| kin::explain(path, error.with_path(path)))?;
     Ok(Layer { image, path: Some(path.to_path_buf()), storage, file: Some(file), findings, assumptions: Vec::new() })
 }
 

@@ -228,3 +228,15 @@ fn a_full_device_behind_standard_output_is_an_error() {
         assert!(!output.stderr.is_empty());
     }
 }
+
+#[test]
+fn what_only_lies_beside_a_disk_is_told_from_one() {
+    let tool = Tool::new();
+    let said = [("a.VHDS", "name those"), ("a.vhdx.rct", "name the disk"), ("a.mrt", "name the disk"), ("a.vhdx", "")];
+    for (name, said) in said {
+        fs::write(tool.path(name), [7; 4096]).unwrap();
+        let error = tool.fails(4, &format!("info {name}"));
+        assert_eq!(error.contains("not published"), !said.is_empty(), "{name}: {error}");
+        assert!(error.contains(said), "{name}: {error}");
+    }
+}
