@@ -8,22 +8,41 @@ use crate::merge::Merge;
 use vhdkit::Format;
 use vhdkit::storage::sim::{SimDisk, SimFailure, SimFault, SimOperation};
 
-/// Every operation that changes something fails: with an I/O error, because the medium is full, or, for a sync, so that
-/// all that it should have made durable is lost. Then every read fails, or comes short.
+/// What comes after the first operation that fails.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    AllFail,
+    EveryFails(u64),
+    NoneFails,
+}
+
+/// Every operation that changes something fails, and all after it, or that one alone: with an I/O error, because the medium
+/// is full, or, for a sync, so that all that it should have made durable is lost. Then every read fails, or comes short: all
+/// from one on, that one alone, or some of them.
 fn each_fault(mut met: impl FnMut(SimFault) -> Result<bool, String>, stride: usize) -> Result<u64, String> {
     let mut faults = 0;
-    let kinds: [(Option<SimOperation>, SimFailure, usize); 5] = [
-        (None, SimFailure::Io, 1),
-        (None, SimFailure::NoSpace, 1),
-        (Some(SimOperation::Sync), SimFailure::LostWrites, 1),
-        (Some(SimOperation::Read), SimFailure::Io, stride),
-        (Some(SimOperation::Read), SimFailure::Eof, stride),
+    let read = Some(SimOperation::Read);
+    let kinds: [(Option<SimOperation>, SimFailure, Then, usize); 9] = [
+        (None, SimFailure::Io, Then::AllFail, 1),
+        (None, SimFailure::Io, Then::NoneFails, 1),
+        (None, SimFailure::NoSpace, Then::AllFail, 1),
+        (Some(SimOperation::Sync), SimFailure::LostWrites, Then::AllFail, 1),
+        (read, SimFailure::Io, Then::AllFail, stride),
+        (read, SimFailure::Eof, Then::AllFail, stride),
+        (read, SimFailure::Io, Then::NoneFails, stride + 1),
+        (read, SimFailure::Io, Then::EveryFails(3), 2 * stride + 1),
+        (read, SimFailure::Io, Then::EveryFails(7), 2 * stride + 3),
     ];
-    for (operation, failure, stride) in kinds {
+    for (operation, failure, then, stride) in kinds {
         for skip in (0u64..).step_by(stride) {
-            let fault = SimFault::nth(skip, failure).from_then_on();
+            let fault = SimFault::nth(skip, failure);
             let fault = operation.map_or(fault.clone(), |operation| fault.of(operation));
-            let at = |error: String| format!("{failure:?} of {operation:?} number {skip}: {error}");
+            let fault = match then {
+                Then::AllFail => fault.from_then_on(),
+                Then::EveryFails(nth) => fault.every(nth),
+                Then::NoneFails => fault,
+            };
+            let at = |error: String| format!("{failure:?} of {operation:?} number {skip}, then {then:?}: {error}");
             if !met(fault).map_err(at)? {
                 break;
             }
@@ -38,7 +57,14 @@ fn each_fault(mut met: impl FnMut(SimFault) -> Result<bool, String>, stride: usi
 fn merge_survives(merge: &Merge, fault: SimFault) -> Result<bool, String> {
     let disk = merge.base.fork();
     disk.inject(fault);
-    let Err(error) = merge.merge(&disk) else { return Ok(false) };
+    let done = merge.merge(&disk);
+    let failures = disk.failures();
+    let Err(error) = done else {
+        // What failed was not needed.
+        disk.clear_faults();
+        merge.check_done(&disk, &merge.views).map_err(|error| format!("done, but {error}"))?;
+        return Ok(failures > 0);
+    };
     if disk.changes_after_failure() > 0 {
         return Err(format!("a handle wrote on after: {error}"));
     }

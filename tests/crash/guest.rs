@@ -209,7 +209,11 @@ impl Guest {
         disk.inject(fault);
         let mut moments = Vec::new();
         if self.act_all(&disk, &mut moments).is_ok() {
-            return Ok(false);
+            let failures = disk.failures();
+            disk.clear_faults();
+            let last = moments.len() - 1;
+            self.judge(&disk.fork(), &moments[last..]).map_err(|error| format!("done, but {error}"))?;
+            return Ok(failures > 0);
         }
         if disk.changes_after_failure() > 0 {
             return Err("a handle wrote on after a failed write".to_owned());

@@ -63,6 +63,8 @@ pub struct SimFault {
     operation: Option<SimOperation>,
     file: Option<String>,
     from_then_on: bool,
+    /// Of the matching operations after the first that failed, those that still work before each that fails.
+    between: u64,
     pub(super) seed: u64,
 }
 
@@ -71,7 +73,7 @@ impl SimFault {
     /// but a read matches.
     #[must_use]
     pub fn nth(skip: u64, failure: SimFailure) -> Self {
-        Self { failure, skip, operation: None, file: None, from_then_on: false, seed: skip }
+        Self { failure, skip, operation: None, file: None, from_then_on: false, between: 0, seed: skip }
     }
 
     /// Only operations of this kind match.
@@ -92,6 +94,14 @@ impl SimFault {
     #[must_use]
     pub fn from_then_on(mut self) -> Self {
         self.from_then_on = true;
+        self
+    }
+
+    /// After the first that failed every `nth` matching operation fails too: a medium that answers when asked again.
+    #[must_use]
+    pub fn every(mut self, nth: u64) -> Self {
+        self.from_then_on = true;
+        self.between = nth.saturating_sub(1);
         self
     }
 
@@ -117,6 +127,8 @@ pub(super) struct Faults {
     armed: Vec<SimFault>,
     dropped: Vec<DropSync>,
     rule: Option<SyncRule>,
+    /// How many operations failed.
+    met: u64,
 }
 
 #[derive(Debug)]
@@ -160,9 +172,15 @@ impl Faults {
             }
             met = Some((fault.failure, fault.seed));
             fault.seed = fault.seed.wrapping_add(1);
+            fault.skip = fault.between;
             fault.from_then_on
         });
+        self.met += u64::from(met.is_some());
         met
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.met
     }
 
     /// Whether this sync is one that only pretends.

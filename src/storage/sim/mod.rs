@@ -253,6 +253,12 @@ impl SimDisk {
         self.lock().faults.drop_syncs_when(Arc::new(drops));
     }
 
+    /// How many operations failed as a fault wanted; forgotten by [`clear_faults`](Self::clear_faults).
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.lock().faults.count()
+    }
+
     /// Disarms all faults and dropped syncs.
     pub fn clear_faults(&self) {
         let mut machine = self.lock();
