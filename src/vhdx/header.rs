@@ -18,6 +18,10 @@ use std::ops::Range;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
+/// How many sequence numbers there must be for a log to be taken into use: for what an open does to the headers until the
+/// log is empty again.
+const NUMBERS_OF_A_SESSION: u64 = 64;
+
 /// One header, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -212,6 +216,7 @@ impl HeaderPair {
     /// `Unsupported` when the sequence number would overflow; what the storage answers, and then either the old or the
     /// new header is the current one on disk.
     pub(crate) fn update(&mut self, storage: &dyn Storage, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.number_after(2)?;
         self.update_once(storage, change)?;
         self.update_once(storage, |_| ())
     }
@@ -220,8 +225,10 @@ impl HeaderPair {
     /// there. Some later sync finishes it; before a slot is written again there is one.
     ///
     /// # Errors
-    /// As [`update`](Self::update).
+    /// As [`update`](Self::update), and `Unsupported` too when little is left of the sequence numbers: what is begun by
+    /// this has to be ended by another.
     pub(crate) fn update_unfinished(&mut self, storage: &dyn Storage, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.number_after(NUMBERS_OF_A_SESSION)?;
         self.update_once(storage, change)?;
         self.write_next(storage, |_| ())?;
         self.unfinished = true;
@@ -248,14 +255,19 @@ impl HeaderPair {
         Ok(())
     }
 
+    /// The sequence number after so many updates of one slot.
+    fn number_after(&self, updates: u64) -> Result<u64> {
+        self.current.sequence.checked_add(updates).ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "the VHDX header's sequence number is at its end")
+                .with_hint("convert the image to a new file")
+        })
+    }
+
     /// Writes the next header to the slot that is not current.
     fn write_next(&mut self, storage: &dyn Storage, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut next = self.current;
         change(&mut next);
-        next.sequence = self.current.sequence.checked_add(1).ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "the VHDX header's sequence number is at its end")
-                .with_hint("convert the image to a new file")
-        })?;
+        next.sequence = self.number_after(1)?;
         let (slot, at) = if self.slot == 0 { (1, HEADER_AT[1]) } else { (0, HEADER_AT[0]) };
         let failed = |error| Error::io("write the VHDX header", error).with_offset(FileOffset(at));
         storage.write_all_at(&next.encode(), at).map_err(failed)?;

@@ -85,17 +85,17 @@ pub(in crate::vhd) fn survey_keeping(
     let mut owned = owned.to_vec();
     owned.sort_by_key(|owned| owned.range.start);
     let clear = clear_of(&owned, sparse.bat.limit);
-    let mut sweep = Sweep { vhd, sparse, owned, clear, keep, findings, survey: Survey::default() };
+    let blocks = sparse.bat.blocks();
+    let mut sweep = Sweep { vhd, sparse, blocks, owned, clear, keep, findings, survey: Survey::default() };
     let mut line = Line::default();
-    let (parts, places) = sweep.judge(&mut line)?;
-    let Some(mut places) = places else {
+    let Some(mut places) = sweep.judge(&mut line)? else {
         sweep.finish(&mut line);
         return Ok(sweep.survey);
     };
     if places.len() < keep.places {
         sweep.follow(&mut places, &mut line);
     } else {
-        let windows = windows(&parts, keep.places);
+        let windows = windows(&sweep.count()?, keep.places);
         for window in windows.iter().take(keep.passes) {
             sweep.collect(0..u64::from(sparse.bat.entries), window, &mut places)?;
             sweep.follow(&mut places, &mut line);
@@ -133,6 +133,8 @@ struct Line {
 struct Sweep<'a> {
     vhd: &'a Vhd,
     sparse: &'a Sparse,
+    /// How many the disk has: a division, asked of each entry.
+    blocks: u64,
     /// Sorted by start.
     owned: Vec<Owned>,
     /// A part of the file that none of those touches, the longest.
@@ -143,17 +145,11 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    fn blocks(&self) -> u64 {
-        self.sparse.bat.blocks()
-    }
-
     /// Looks at each entry by itself, and follows `line` along the blocks for as long as each lies behind the one before.
-    /// Answers how many blocks start in which part of the file and, unless all lay in order, the blocks, as far as they
-    /// may be kept; `line` has then not begun.
-    fn judge(&mut self, line: &mut Line) -> Result<(Vec<u32>, Option<Vec<Place>>)> {
-        let mut parts = vec![0u32; 1 << (u32::BITS.saturating_sub(PART_SECTORS_LOG2))];
+    /// Unless all lay in order, answers the blocks, as far as they may be kept; `line` has then not begun.
+    fn judge(&mut self, line: &mut Line) -> Result<Option<Vec<Place>>> {
         let mut places: Option<Vec<Place>> = None;
-        let (vhd, bat, blocks) = (self.vhd, &self.sparse.bat, self.blocks());
+        let (vhd, bat, blocks) = (self.vhd, &self.sparse.bat, self.blocks);
         bat.for_each(&vhd.store, 0..u64::from(bat.entries), |block, entry| {
             if entry == UNALLOCATED {
                 return Ok(());
@@ -163,15 +159,8 @@ impl Sweep<'_> {
             } else {
                 self.survey.stale = self.survey.stale.saturating_add(1);
             }
-            if !self.believes(block, entry) {
-                return Ok(());
-            }
-            let part = usize::try_from(entry >> PART_SECTORS_LOG2).ok();
-            if let Some(count) = part.and_then(|part| parts.get_mut(part)) {
-                *count = count.saturating_add(1);
-            }
+            let Some(range) = self.believed(block, entry) else { return Ok(()) };
             if places.is_none() {
-                let range = self.extent(entry, block);
                 if range.start >= line.end {
                     self.step(line, block, &range);
                     return Ok(());
@@ -187,32 +176,50 @@ impl Sweep<'_> {
             }
             Ok(())
         })?;
-        Ok((parts, places))
+        Ok(places)
     }
 
-    /// Whether a block can be where its entry says; notes what is wrong with it.
+    /// How many blocks start in which part of the file.
+    fn count(&self) -> Result<Vec<u32>> {
+        let mut parts = vec![0u32; 1 << (u32::BITS.saturating_sub(PART_SECTORS_LOG2))];
+        let bat = &self.sparse.bat;
+        bat.for_each(&self.vhd.store, 0..u64::from(bat.entries), |block, entry| {
+            let part = usize::try_from(entry >> PART_SECTORS_LOG2).ok();
+            if let Some(count) = part.and_then(|part| parts.get_mut(part))
+                && entry != UNALLOCATED
+                && bat.fault(block, entry).is_none()
+            {
+                *count = count.saturating_add(1);
+            }
+            Ok(())
+        })?;
+        Ok(parts)
+    }
+
+    /// The bytes of a block that can be where its entry says; notes what is wrong with it.
     #[inline]
-    fn believes(&mut self, block: u64, entry: u32) -> bool {
+    fn believed(&mut self, block: u64, entry: u32) -> Option<Range<u64>> {
         let start = u64::from(entry).saturating_mul(SECTOR);
         let layout = self.sparse.bat.layout;
-        let clear = self.clear.start <= start && start.saturating_add(layout.stride()) <= self.clear.end;
-        let on_disk = block < self.blocks();
-        if !clear {
+        let mut range = start..start.saturating_add(layout.stride());
+        let on_disk = block < self.blocks;
+        if range.start < self.clear.start || self.clear.end < range.end {
             if let Some(fault) = self.sparse.bat.fault(block, entry) {
                 if on_disk {
                     self.lose(block, entry, fault);
                 }
-                return false;
+                return None;
             }
             if on_disk {
                 self.meet(block, entry);
             }
+            range = self.extent(entry, block);
         }
         let data = start.saturating_add(layout.bitmap_len);
         if on_disk && !data.is_multiple_of(crate::vhd::space::FILE_UNIT) {
             self.survey.unaligned = self.survey.unaligned.saturating_add(1);
         }
-        true
+        Some(range)
     }
 
     fn lose(&mut self, block: u64, entry: u32, fault: Fault) {
@@ -246,7 +253,7 @@ impl Sweep<'_> {
         let start = u64::from(entry).saturating_mul(SECTOR);
         let whole = start.saturating_add(self.sparse.bat.layout.stride());
         let must = self.sparse.bat.end_of(block, start);
-        start..if block < self.blocks() { whole.min(self.sparse.bat.limit.max(must)) } else { whole }
+        start..if block < self.blocks { whole.min(self.sparse.bat.limit.max(must)) } else { whole }
     }
 
     /// Those of `blocks` that start in the parts `window` of the file.
@@ -269,7 +276,7 @@ impl Sweep<'_> {
         for &place in places.iter() {
             let (entry, block) = ((place >> 32) as u32, place & u64::from(u32::MAX));
             let range = self.extent(entry, block);
-            if block < self.blocks() {
+            if block < self.blocks {
                 match line.furthest {
                     Some((start, end)) if range.start < end => self.clash(block, &range, start),
                     _ => {}
@@ -282,7 +289,7 @@ impl Sweep<'_> {
     /// Moves `line` past the block at `range`, which starts no earlier than the one before.
     #[inline]
     fn step(&mut self, line: &mut Line, block: u64, range: &Range<u64>) {
-        if block < self.blocks() && line.furthest.is_none_or(|(_, end)| end < range.end) {
+        if block < self.blocks && line.furthest.is_none_or(|(_, end)| end < range.end) {
             line.furthest = Some((range.start, range.end));
         }
         line.end = line.end.max(range.end);
@@ -325,7 +332,7 @@ impl Sweep<'_> {
         if self.survey.stale > 0 {
             let found = format_args!("{} entries in use behind those of the disk", self.survey.stale);
             let problem = Problem::new(Structure::VhdBat, Fault::Value, found, "none");
-            let at = FileOffset(self.sparse.bat.entry_at(self.blocks()));
+            let at = FileOffset(self.sparse.bat.entry_at(self.blocks));
             self.findings.note(Severity::Warning, problem.at(at));
         }
         if self.survey.unaligned > 0 {

@@ -220,9 +220,16 @@ fn update_once_leaves_the_old_header_in_its_slot() {
 
 #[test]
 fn sequence_number_at_its_end_is_refused_before_anything_is_written() {
-    let storage = file([Some(Header { sequence: u64::MAX, ..sample() }), None]);
-    let before = storage.to_bytes().unwrap();
-    let mut pair = read(&storage).0.unwrap();
-    assert_eq!(pair.update(&storage, |_| ()).unwrap_err().kind(), ErrorKind::Unsupported);
-    assert!(storage.to_bytes().unwrap() == before);
+    for sequence in [u64::MAX, u64::MAX - 1, u64::MAX - 10] {
+        let storage = file([Some(Header { sequence, ..sample() }), None]);
+        let before = storage.to_bytes().unwrap();
+        let mut pair = read(&storage).0.unwrap();
+        if sequence > u64::MAX - 2 {
+            assert_eq!(pair.update(&storage, |_| ()).unwrap_err().kind(), ErrorKind::Unsupported);
+        }
+        // What is begun could not be ended.
+        assert_eq!(pair.update_unfinished(&storage, |_| ()).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert!(storage.to_bytes().unwrap() == before);
+        assert_eq!(pair.current().sequence, sequence);
+    }
 }
