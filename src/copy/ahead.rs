@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use std::mem;
 use std::ops::Range;
 
-/// The most bytes of data read ahead.
-const WINDOW: u64 = 8 * MIB;
+/// The most bytes of data read ahead. Larger ones are out of the nearer caches before they are taken.
+const WINDOW: u64 = 2 * MIB;
 /// The most runs in a window; bounds the memory that says what they are.
 const WINDOW_RUNS: usize = 1 << 14;
 
