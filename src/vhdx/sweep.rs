@@ -238,20 +238,35 @@ impl Sound {
         self.run = 0..0;
     }
 
+    /// How many of `entries`, the first of which is `raw`, say that a block lies right behind the one before, as in a table
+    /// of a file that was filled from its start.
+    fn in_a_row(&self, raw: u64, entries: &[[u8; 8]]) -> usize {
+        let step = self.geometry.block_size;
+        let row = entries.iter().scan(raw, |expected, entry| {
+            let fits = u64::from_le_bytes(*entry) == *expected;
+            *expected = expected.wrapping_add(step);
+            Some(fits)
+        });
+        row.take_while(|&fits| fits).count()
+    }
+
     /// Takes the entries of blocks of the disk, the first of them `block`; answers whether one is partially present.
     fn blocks(&mut self, block: u64, entries: &[[u8; 8]]) -> bool {
-        let mut partial = false;
-        for (block, entry) in (block..).zip(entries) {
+        let (mut partial, mut at) = (false, 0usize);
+        while let Some(entry) = entries.get(at) {
             let raw = u64::from_le_bytes(*entry);
+            let mut taken = 1usize;
             match raw & !PLACE_BITS {
-                6 => {}
+                6 => taken = self.in_a_row(raw, entries.get(at..).unwrap_or_default()),
                 7 if self.geometry.differencing => partial = true,
                 0 if raw == 0 => {
-                    self.first_unstated = self.first_unstated.min(block);
+                    self.first_unstated = self.first_unstated.min(block.saturating_add(at as u64));
+                    at = at.saturating_add(1);
                     continue;
                 }
                 1..=3 if raw <= 3 => {
                     self.stated = self.stated.saturating_add(1);
+                    at = at.saturating_add(1);
                     continue;
                 }
                 _ => {
@@ -259,9 +274,10 @@ impl Sound {
                     break;
                 }
             }
-            self.allocated = self.allocated.saturating_add(1);
-            self.stated = self.stated.saturating_add(1);
-            self.own(raw, self.block);
+            self.allocated = self.allocated.saturating_add(taken as u64);
+            self.stated = self.stated.saturating_add(taken as u64);
+            self.own(raw, self.block.saturating_mul(taken as u64));
+            at = at.saturating_add(taken);
         }
         partial
     }
