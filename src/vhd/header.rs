@@ -2,9 +2,11 @@
 //!
 //! Owns: every rule about a header's fields, and how a fresh one looks. Must not know: what locator data or the BAT hold.
 
+use super::footer::Footer;
 use super::raw::{HEADER_BYTES, HEADER_COOKIE, NOWHERE, RawHeader, RawLocator, Site, VERSION_1};
 use crate::error::Result;
 use crate::finding::{Findings, Severity};
+use crate::link::DiskKind;
 use crate::problem::{Fault, Problem};
 use crate::units::{KIB, MIB, SECTOR, round_up};
 use std::mem::offset_of;
@@ -136,14 +138,15 @@ impl Header {
         Ok(header)
     }
 
-    /// Notes everything that is unusual about the header but keeps nobody from reading the disk.
-    pub(super) fn inspect(&self, site: Site, differencing: bool, findings: &mut Findings) {
+    /// Notes everything that is unusual about the header of the disk of `footer` but keeps nobody from reading it.
+    pub(super) fn inspect(&self, site: Site, footer: &Footer, findings: &mut Findings) {
         let raw = &self.raw;
         let data_offset = raw.data_offset.get();
         if data_offset != NOWHERE {
             let field = offset_of!(RawHeader, data_offset);
             let problem = site.problem(Fault::Value, field, format_args!("{data_offset:#x}"), "all ones");
-            if self.with_reserved_fields().is_some() && site.at.is_multiple_of(SECTOR) {
+            let editable = site.at.is_multiple_of(SECTOR) && !footer.saved_state();
+            if editable && self.with_reserved_fields().is_some() {
                 findings.note_repairable(Severity::Error, problem);
             } else {
                 findings.note(Severity::Error, problem);
@@ -159,7 +162,7 @@ impl Header {
             || raw.parent_timestamp.get() != 0
             || self.has_name()
             || raw.locators.iter().any(|locator| locator.platform != [0; 4]);
-        if !differencing && orphaned {
+        if footer.kind() != DiskKind::Differencing && orphaned {
             let field = offset_of!(RawHeader, parent_unique_id);
             let problem = site.problem(Fault::Value, field, "fields that name a parent", "zeros on a dynamic disk");
             findings.note(Severity::Warning, problem);
@@ -335,7 +338,8 @@ mod tests {
         raw.table_offset = 1538.into();
         let mut findings = Findings::new();
         let header = Header::trust(signed_bytes(&raw), SITE, (4 << 20, 4096), &mut findings).unwrap();
-        header.inspect(SITE, false, &mut findings);
+        let footer = Footer::fresh(DiskKind::Dynamic, 4 << 20, [1; 16], 0);
+        header.inspect(SITE, &footer, &mut findings);
         let faults: Vec<_> = findings.list().iter().map(|f| f.problem.fault).collect();
         assert_eq!(faults, [Fault::Alignment, Fault::Value, Fault::Value, Fault::Reserved, Fault::Value]);
     }

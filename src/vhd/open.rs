@@ -219,15 +219,16 @@ fn read_sparse(store: &Store, footer: &Footer, (limit, len): (u64, u64), finding
     store.read("the dynamic header", &mut bytes, at)?;
     let raw = header::signed(&bytes, site).map_err(|problem| findings.fatal(problem))?;
     let header = Header::trust(raw, site, (footer.size(), len), findings)?;
-    let differencing = footer.kind() == DiskKind::Differencing;
-    header.inspect(site, differencing, findings);
+    header.inspect(site, footer, findings);
     findings.require(!footer.has_reversed_bitmaps(), || {
         let found = "version 0.1 of the tap family, whose bitmaps count bits the other way";
         Problem::new(Structure::VhdBitmap, Fault::Unsupported, found, "a later version")
     })?;
     inspect_layout(store, &header, (at, len), findings)?;
-    let locators =
-        if differencing { Locators::read(store, &header, (site, len), findings)? } else { Locators::default() };
+    let locators = match footer.kind() {
+        DiskKind::Differencing => Locators::read(store, &header, (site, len), findings)?,
+        DiskKind::Fixed | DiskKind::Dynamic => Locators::default(),
+    };
     let batmap = if footer.has_batmap() { Batmap::read(store, header.table().end, len, findings)? } else { None };
     let bat = Bat::new(&header, at, (footer.size(), limit));
     Ok(Sparse { header, header_at: at, bat, locators, batmap })
