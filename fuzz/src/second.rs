@@ -12,7 +12,7 @@ use std::sync::Once;
 use vhdkit::storage::{MemoryStorage, Storage};
 
 /// Files longer than this are not shown to it: it reads whole tables.
-const MAX_FILE: u64 = 64 << 20;
+pub(crate) const MAX_FILE: u64 = 64 << 20;
 
 thread_local!(static ASKING: Cell<bool> = const { Cell::new(false) });
 

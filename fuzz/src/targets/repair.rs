@@ -65,7 +65,7 @@ pub(super) fn body(data: &[u8]) {
         assert!(done.undo.is_none());
         return assert_same(&path, &before, "after nothing to repair");
     }
-    undo_repair(&path).unwrap_or_else(|error| panic!("the way back: {error}"));
+    undo_repair(&path).unwrap_or_else(|error| panic!("the way back after {:?}: {error}", done.repairs));
     assert_same(&path, &before, "after the way back");
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "files left beside the image");
 }

@@ -203,11 +203,8 @@ impl Undo {
                 read(file, before, kept_at + (there.start - run.range.start))?;
                 let sectors = now.chunks(SECTOR_BYTES).zip(before.chunks(SECTOR_BYTES));
                 for (number, (now, before)) in (there.start / SECTOR..).zip(sectors) {
-                    let ours = || {
-                        (run.zeroed && zeros::is_zero(now))
-                            || self.marks.binary_search(&(number, crc32c::crc32c(now))).is_ok()
-                    };
-                    if now != before && !ours() {
+                    let zeroed = run.zeroed && zeros::is_zero(now);
+                    if now != before && !zeroed && !self.is_marked(image, number, len)? {
                         return Err(changed(format_args!(
                             "the bytes at file offset {:#x} are others",
                             number * SECTOR
@@ -217,6 +214,16 @@ impl Undo {
             }
         }
         Ok(())
+    }
+
+    /// Whether sector `number` of an image of `len` bytes holds what the repair wrote. All that is there of it counts: the
+    /// file may have ended inside of it before.
+    fn is_marked(&self, image: &dyn Storage, number: u64, len: u64) -> Result<bool> {
+        let start = number * SECTOR;
+        let mut sector = [0; SECTOR_BYTES];
+        let there = &mut sector[..len.saturating_sub(start).min(SECTOR) as usize];
+        read(image, there, start)?;
+        Ok(self.marks.binary_search(&(number, crc32c::crc32c(there))).is_ok())
     }
 }
 
