@@ -237,8 +237,8 @@ fn changed(what: std::fmt::Arguments<'_>) -> Error {
 fn foresee(image: &Arc<dyn Storage>, steps: &[Step]) -> Result<(Marks, Range<u64>)> {
     let failed = |error| Error::io("foresee the repair", error);
     let overlay = OverlayStorage::new(Arc::clone(image)).map_err(failed)?;
-    let len = length(&**image)?;
-    let mut lengths = len..len;
+    let old_len = length(&**image)?;
+    let mut lengths = old_len..old_len;
     let mut marks = Vec::new();
     let mut buffer = [0; SECTOR_BYTES];
     for edit in steps.iter().flat_map(|step| &step.edits) {
@@ -249,8 +249,12 @@ fn foresee(image: &Arc<dyn Storage>, steps: &[Step]) -> Result<(Marks, Range<u64
         for number in at.get() / SECTOR..(at.get() + bytes.len() as u64).div_ceil(SECTOR) {
             let there = (len - number * SECTOR).min(SECTOR) as usize;
             read(&overlay, &mut buffer[..there], number * SECTOR)?;
-            if marks.len() <= MAX_MARKS {
-                marks.push((number, crc32c::crc32c(&buffer[..there])));
+            // Of a sector in which the file ended, a crash can leave the bytes without the growth.
+            let before = old_len.saturating_sub(number * SECTOR).min(there as u64) as usize;
+            for part in [there, before] {
+                if part > 0 && marks.len() <= MAX_MARKS {
+                    marks.push((number, crc32c::crc32c(&buffer[..part])));
+                }
             }
         }
     }
