@@ -189,6 +189,26 @@ pub(crate) fn say(display: DisplayArgs, text: &str) -> Result<(), Failure> {
     if display.quiet { Ok(()) } else { print(text) }
 }
 
+/// Prints what a verb that changes files did, in words or as JSON. What it would do is asked for, so it is said to who
+/// wants quiet too.
+///
+/// # Errors
+/// Of standard output.
+pub(crate) fn conclude<R: Serialize>(
+    report: &R,
+    (json, dry_run): (bool, bool),
+    display: DisplayArgs,
+    text: impl FnOnce(&R) -> String,
+) -> Result<(), Failure> {
+    if json {
+        print_json(report)
+    } else if dry_run {
+        print(&text(report))
+    } else {
+        say(display, &text(report))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,13 +69,7 @@ pub(crate) fn run(args: &ReparentArgs, session: &Session) -> Result<(), Failure>
         .dry_run(args.dry_run)
         .chain(args.parents.options_after(1));
     let report = ops::reparent(&args.child, parent, &options)?;
-    if args.json {
-        output::print_json(&report)
-    } else if args.dry_run {
-        output::print(&text(&report))
-    } else {
-        output::say(session.display, &text(&report))
-    }
+    output::conclude(&report, (args.json, args.dry_run), session.display, text)
 }
 
 /// The parent that the child names, found as for reading.

@@ -95,13 +95,7 @@ pub(crate) fn run(args: &ResizeArgs, session: &Session) -> Result<(), Failure> {
     let report = ops::resize(&args.image, &options, &watch);
     drop(reporter);
     let report = report?;
-    if args.json {
-        output::print_json(&report)
-    } else if args.dry_run {
-        output::print(&text(&report))
-    } else {
-        output::say(session.display, &text(&report))
-    }
+    output::conclude(&report, (args.json, args.dry_run), session.display, text)
 }
 
 fn text(report: &ResizeReport) -> String {

@@ -103,13 +103,7 @@ pub(crate) fn run(args: &ResyncArgs, session: &Session) -> Result<(), Failure> {
     let done = ops::resync(&pairs, &options, &Watch::none().observer(&reporter).cancel(&session.cancel));
     drop(reporter);
     let report = done?;
-    if args.json {
-        output::print_json(&report)
-    } else if args.dry_run {
-        output::print(&text(&report))
-    } else {
-        output::say(session.display, &text(&report))
-    }
+    output::conclude(&report, (args.json, args.dry_run), session.display, text)
 }
 
 fn text(report: &ResyncReport) -> String {

@@ -47,13 +47,7 @@ pub(crate) fn run(args: &SnapshotArgs, session: &Session) -> Result<(), Failure>
     let options = SnapshotOptions::new().dry_run(args.dry_run).chain(args.parents.options());
     let options = args.child.iter().fold(options, SnapshotOptions::child);
     let report = ops::snapshot(&args.leaf, &options)?;
-    if args.json {
-        output::print_json(&report)
-    } else if args.dry_run {
-        output::print(&text(&report))
-    } else {
-        output::say(session.display, &text(&report))
-    }
+    output::conclude(&report, (args.json, args.dry_run), session.display, text)
 }
 
 fn text(report: &SnapshotReport) -> String {
