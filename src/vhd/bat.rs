@@ -174,7 +174,10 @@ impl Bat {
     }
 
     /// Hands the entries of `blocks` to `visit` as they lie in the file, some at a time with the number of the first.
-    fn for_each_piece(
+    ///
+    /// # Errors
+    /// What `visit` and the storage answer.
+    pub(super) fn for_each_piece(
         &self,
         store: &Store,
         blocks: Range<u64>,

@@ -4,6 +4,7 @@
 //! opening. Must not know: how anything is mended.
 
 mod blocks;
+mod parts;
 mod sweep;
 
 #[cfg(test)]

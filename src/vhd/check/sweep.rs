@@ -3,6 +3,7 @@
 //! Owns: which blocks can be read, which share bytes, what lies between them, in memory that does not grow with the table.
 //! Must not know: what blocks hold.
 
+use super::parts::{clear_of, windows};
 use super::{Owned, least_leak};
 use crate::error::Result;
 use crate::finding::{Findings, MAX_FINDINGS, Severity};
@@ -10,7 +11,7 @@ use crate::problem::{Fault, Problem, Structure};
 use crate::units::{FileOffset, SECTOR};
 use crate::vhd::bat::UNALLOCATED;
 use crate::vhd::image::{Sparse, Vhd};
-use crate::vhd::space::overlap;
+use crate::vhd::space::{FILE_UNIT, overlap};
 use rayon::slice::ParallelSliceMut;
 use std::ops::Range;
 
@@ -149,34 +150,79 @@ impl Sweep<'_> {
     /// Unless all lay in order, answers the blocks, as far as they may be kept; `line` has then not begun.
     fn judge(&mut self, line: &mut Line) -> Result<Option<Vec<Place>>> {
         let mut places: Option<Vec<Place>> = None;
-        let (vhd, bat, blocks) = (self.vhd, &self.sparse.bat, self.blocks);
-        bat.for_each(&vhd.store, 0..u64::from(bat.entries), |block, entry| {
-            if entry == UNALLOCATED {
-                return Ok(());
-            }
-            if block < blocks {
-                self.survey.allocated = self.survey.allocated.saturating_add(1);
-            } else {
-                self.survey.stale = self.survey.stale.saturating_add(1);
-            }
-            let Some(range) = self.believed(block, entry) else { return Ok(()) };
-            if places.is_none() {
-                if range.start >= line.end {
-                    self.step(line, block, &range);
-                    return Ok(());
+        let (vhd, bat) = (self.vhd, &self.sparse.bat);
+        bat.for_each_piece(&vhd.store, 0..u64::from(bat.entries), |first, entries| {
+            let mut at = 0usize;
+            while let Some((&entry, behind)) = entries.get(at..).and_then(<[_]>::split_first) {
+                let (block, entry) = (first.saturating_add(at as u64), u32::from_be_bytes(entry));
+                at = at.saturating_add(1);
+                if entry != UNALLOCATED {
+                    self.judge_one((block, entry), line, &mut places)?;
+                    let row = if places.is_none() { self.row((block, entry), line, behind) } else { 0 };
+                    at = at.saturating_add(row);
                 }
-                *line = Line::default();
-                self.survey.gaps = 0;
-                let mut before = Vec::new();
-                self.collect(0..block, &(0..u32::MAX), &mut before)?;
-                places = Some(before);
-            }
-            if let Some(places) = places.as_mut().filter(|places| places.len() < self.keep.places) {
-                places.push(place(entry, block));
             }
             Ok(())
         })?;
         Ok(places)
+    }
+
+    fn judge_one(
+        &mut self,
+        (block, entry): (u64, u32),
+        line: &mut Line,
+        places: &mut Option<Vec<Place>>,
+    ) -> Result<()> {
+        let count = if block < self.blocks { &mut self.survey.allocated } else { &mut self.survey.stale };
+        *count = count.saturating_add(1);
+        let Some(range) = self.believed(block, entry) else { return Ok(()) };
+        if places.is_none() {
+            if range.start >= line.end {
+                self.step(line, block, &range);
+                return Ok(());
+            }
+            *line = Line::default();
+            self.survey.gaps = 0;
+            let mut before = Vec::new();
+            self.collect(0..block, &(0..u32::MAX), &mut before)?;
+            *places = Some(before);
+        }
+        if let Some(places) = places.as_mut().filter(|places| places.len() < self.keep.places) {
+            places.push(place(entry, block));
+        }
+        Ok(())
+    }
+
+    /// Moves `line`, which stands behind the block of `entry`, past those of the entries `behind` it that are nothing but
+    /// the next block of the disk each, clear of all else: most of most tables. Answers how many those are.
+    fn row(&mut self, (block, entry): (u64, u32), line: &mut Line, behind: &[[u8; 4]]) -> usize {
+        let layout = self.sparse.bat.layout;
+        let (stride, bitmap) = (layout.stride() / SECTOR, layout.bitmap_len / SECTOR);
+        let bytes = |sector: u64| sector.saturating_mul(SECTOR);
+        let mut last = u64::from(entry);
+        let end = bytes(last.saturating_add(stride));
+        let alone = line.furthest == Some((bytes(last), end)) && line.reach == end;
+        let left = usize::try_from(self.blocks.saturating_sub(block).saturating_sub(1)).unwrap_or(usize::MAX);
+        if !alone || bytes(last) < self.clear.start {
+            return 0;
+        }
+        let room = (self.clear.end / SECTOR).saturating_sub(stride).min(u64::from(UNALLOCATED) - 1);
+        let leak = least_leak(self.sparse).div_ceil(SECTOR);
+        let (mut row, mut unaligned) = (0usize, 0u64);
+        for next in behind.iter().take(left).map(|entry| u64::from(u32::from_be_bytes(*entry))) {
+            if next.wrapping_sub(last.wrapping_add(stride)) >= leak || next > room {
+                break;
+            }
+            let data = bytes(next.wrapping_add(bitmap));
+            unaligned = unaligned.wrapping_add(u64::from(!data.is_multiple_of(FILE_UNIT)));
+            row = row.wrapping_add(1);
+            last = next;
+        }
+        let end = bytes(last.saturating_add(stride));
+        (line.furthest, line.reach, line.end) = (Some((bytes(last), end)), end, end);
+        self.survey.allocated = self.survey.allocated.saturating_add(row as u64);
+        self.survey.unaligned = self.survey.unaligned.saturating_add(unaligned);
+        row
     }
 
     /// How many blocks start in which part of the file.
@@ -216,7 +262,7 @@ impl Sweep<'_> {
             range = self.extent(entry, block);
         }
         let data = start.saturating_add(layout.bitmap_len);
-        if on_disk && !data.is_multiple_of(crate::vhd::space::FILE_UNIT) {
+        if on_disk && !data.is_multiple_of(FILE_UNIT) {
             self.survey.unaligned = self.survey.unaligned.saturating_add(1);
         }
         Some(range)
@@ -340,50 +386,5 @@ impl Sweep<'_> {
             let allowed = "data on whole 4 KiB, for speed";
             self.findings.note(Severity::Warning, Problem::new(Structure::VhdBlock, Fault::Alignment, found, allowed));
         }
-    }
-}
-
-/// The longest part of the first `limit` bytes between `owned`, which are sorted by their start.
-fn clear_of(owned: &[Owned], limit: u64) -> Range<u64> {
-    let mut longest = 0..0u64;
-    let mut reach = 0u64;
-    let ends = owned.iter().map(|owned| owned.range.clone()).chain(std::iter::once(limit..limit));
-    for range in ends {
-        let between = reach..range.start.min(limit).max(reach);
-        if between.end.saturating_sub(between.start) > longest.end.saturating_sub(longest.start) {
-            longest = between;
-        }
-        reach = reach.max(range.end);
-    }
-    longest
-}
-
-/// Runs of parts with as many blocks as can be kept, or single parts with more.
-fn windows(parts: &[u32], keep: usize) -> Vec<Range<u32>> {
-    let mut windows: Vec<Range<u32>> = Vec::new();
-    let mut held = 0usize;
-    for (part, &count) in (0u32..).zip(parts) {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        match windows.last_mut() {
-            Some(window) if held.saturating_add(count) <= keep => window.end = part.saturating_add(1),
-            _ => {
-                windows.push(part..part.saturating_add(1));
-                held = 0;
-            }
-        }
-        held = held.saturating_add(count);
-    }
-    windows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_cover_all_parts_and_hold_what_fits() {
-        let parts = [9, 1, 8, 1, 0, 14, 0];
-        assert_eq!(windows(&parts, 9), [0..1, 1..3, 3..5, 5..6, 6..7]);
-        assert_eq!(windows(&[0; 65_536], 9).first(), Some(&(0..65_536)));
     }
 }

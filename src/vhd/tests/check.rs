@@ -330,6 +330,73 @@ fn a_full_table_is_checked_in_one_pass_or_many() {
     assert_eq!(errors.len(), 2, "{errors:?}");
 }
 
+/// Blocks that lie in a row are taken at once; the same blocks out of order are looked at one by one, and are as many,
+/// reach as far, leave as much between them and are as badly aligned. What stands in the way of a row: gaps, blocks that
+/// share bytes, places that cannot be, a parent locator, holes, entries behind those of the disk.
+#[test]
+fn blocks_in_a_row_are_judged_as_blocks_one_by_one() {
+    const BLOCKS: u32 = 400;
+    const SECTORS: u32 = STRIDE as u32 / 512;
+    let mut seed = 1u32;
+    let mut dice = |sides: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % sides
+    };
+    let (mut errors, mut unaligned, mut stale) = (0, 0, 0);
+    for round in 0..200 {
+        let mut options = VhdCreate::new(u64::from(BLOCKS) * u64::from(BLOCK)).block_size(BLOCK);
+        let linked = dice(4) == 0;
+        if linked {
+            options = options.parent(new_parent());
+        }
+        let (storage, vhd) = create(&options);
+        drop(vhd);
+        let mut bytes = storage.to_bytes().unwrap();
+        let at = u64::from_be_bytes(bytes[528..536].try_into().unwrap());
+        let mut next = (at as u32 + BLOCKS * 4).div_ceil(512);
+        let disk = if dice(4) == 0 { BLOCKS - dice(50) } else { BLOCKS };
+        edit_footers(&mut bytes, 48, &(u64::from(disk) * u64::from(BLOCK)).to_be_bytes());
+        if linked {
+            let within = u64::from(next + dice(BLOCKS / 3) * SECTORS + dice(SECTORS)) * 512;
+            bytes[512 + 576 + 16..][..8].copy_from_slice(&within.to_be_bytes());
+            reseal(&mut bytes);
+        }
+        let write = |at: u64, bytes: &[u8]| storage.write_all_at(bytes, at).unwrap();
+        write(0, &bytes);
+        let mut table: Vec<u32> = Vec::new();
+        for _ in 0..BLOCKS {
+            let odd = [0, dice(3), 8 * dice(12), 120 + dice(20), 300][dice(40).saturating_sub(35) as usize];
+            table.push(if dice(30) == 0 { u32::MAX } else { next + odd });
+            if table.last() != Some(&u32::MAX) {
+                next += odd + SECTORS - u32::from(round % 3 == 0 && dice(100) == 0) * dice(SECTORS);
+            }
+        }
+        write(u64::from(next) * 512, &bytes[..512]);
+        if round % 5 == 0 {
+            table[dice(BLOCKS) as usize] = [0, 3, next, u32::MAX - 1][dice(4) as usize];
+        }
+        let ask = |table: &[u32]| {
+            let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            write(at, &bytes);
+            let (summary, findings) = check_storage(Arc::<MemoryStorage>::clone(&storage) as Arc<dyn Storage>, false);
+            let summary = summary.unwrap();
+            let mut told = told(&findings);
+            told.sort_unstable_by_key(|told| format!("{told:?}"));
+            let words: Vec<_> = findings.list().iter().filter(|f| f.severity == Severity::Warning).cloned().collect();
+            (summary.allocated_blocks, summary.leaked_bytes, told, words)
+        };
+        let in_order = ask(&table);
+        // Blocks of the disk change places with each other, so that each is still one of the disk.
+        table[..disk as usize].reverse();
+        let reversed = ask(&table);
+        assert_eq!(in_order, reversed, "round {round}");
+        errors += usize::from(in_order.2.iter().any(|(severity, ..)| *severity == Severity::Error));
+        unaligned += usize::from(in_order.2.iter().any(|(_, _, fault)| *fault == Fault::Alignment));
+        stale += usize::from(disk < BLOCKS);
+    }
+    assert!(errors > 20 && unaligned > 20 && stale > 20, "{errors} {unaligned} {stale}");
+}
+
 /// Windows, QEMU and VirtualBox have their own layouts; none of their sound images has an error but those it is known for.
 #[test]
 fn real_images_have_no_errors() {
