@@ -1,27 +1,32 @@
 //! Bytes handed to one taker in order, while the next ones are read.
 //!
-//! Owns: the two windows, and reading one of them with all workers. Must not know: see the module above.
+//! Owns: the windows, who reads which, and their order. Must not know: see the module above.
 //!
-//! The taker runs on the caller's thread, so a slow pipe holds up no worker. Memory is two windows.
+//! The taker runs on the caller's thread, so a slow pipe holds up no worker. Memory is two windows for each reader.
 
 use super::differ::Side;
-use super::engine::{Copier, sized};
+use super::engine::Copier;
 use super::{CHUNK, Meter};
 use crate::error::Result;
-use crate::units::MIB;
+use crate::storage::aligned::Buffer;
 use rayon::prelude::*;
-use std::mem;
+use std::collections::BTreeMap;
+use std::iter;
 use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 
-/// The most bytes of data read ahead. Larger ones are out of the nearer caches before they are taken.
-const WINDOW: u64 = 2 * MIB;
+/// The most bytes of data in a window.
+const WINDOW: u64 = CHUNK;
 /// The most runs in a window; bounds the memory that says what they are.
 const WINDOW_RUNS: usize = 1 << 14;
+/// The most workers that read ahead: one taker keeps up with no more.
+const MAX_READERS: usize = 8;
+/// What a reader fills while the taker has what it filled before.
+const WINDOWS_EACH: usize = 2;
 
 /// Zeros between data up to this many are bytes like others: a taker has a price for each call.
 const FEW_ZEROS: u64 = 64 << 10;
-/// Bytes that one worker reads at least before another takes a share.
-const SHARE: u64 = 256 << 10;
 
 /// Bytes to hand on, or zeros when they are nowhere.
 #[derive(Clone, Copy)]
@@ -42,7 +47,7 @@ impl Copier {
     /// Hands the bytes of `runs` to `take` in order; `meter` counts data as moved when it is read.
     ///
     /// # Errors
-    /// The first failure of `runs`, of reading or of `take`, which has then had everything before it; `Cancelled`.
+    /// The first failure of `runs`, of reading or of `take`, which has then had every window before it; `Cancelled`.
     #[expect(single_use_lifetimes, reason = "an elided lifetime here is not stable Rust yet")]
     pub(crate) fn stream<'a>(
         &self,
@@ -50,26 +55,75 @@ impl Copier {
         meter: &Meter<'_>,
         mut take: impl FnMut(Bytes<'_>) -> Result<()>,
     ) -> Result<()> {
-        let mut source = Source { runs, held: None };
-        let (mut now, mut next) = (Window::default(), Window::default());
-        self.pool().install(|| now.fill(&mut source, meter))?;
-        while !now.parts.is_empty() {
-            let mut filled = Ok(());
-            self.pool().in_place_scope(|scope| {
-                scope.spawn(|_| filled = next.fill(&mut source, meter));
-                now.parts.iter().try_for_each(|part| {
+        let source = Mutex::new(Source { runs, held: None, windows: 0, over: false });
+        self.pool().in_place_scope(|scope| {
+            let (full, mut taken) = (channel::<Full<'_>>(), Vec::new());
+            for reader in 0..self.pool().current_num_threads().min(MAX_READERS) {
+                let (empty, source) = (channel(), &source);
+                for window in iter::repeat_with(Window::default).take(WINDOWS_EACH) {
+                    // The other end is three lines below.
+                    let _ = empty.0.send(window);
+                }
+                let full = full.0.clone();
+                scope.spawn(move |_| read_ahead(source, (empty.1, full), reader, meter));
+                taken.push(empty.0);
+            }
+            drop(full.0);
+            in_order(&full.1, |reader, window| {
+                let mut window = window?;
+                let bytes = window.bytes.of_len(window.len);
+                for part in &window.parts {
                     meter.check()?;
                     take(match part {
-                        Part::Data(range) => Bytes::Data(&now.bytes[range.clone()]),
+                        Part::Data(range) => Bytes::Data(&bytes[range.clone()]),
                         Part::Zeros(len) => Bytes::Zeros(*len),
-                    })
-                })
-            })?;
-            filled?;
-            mem::swap(&mut now, &mut next);
-        }
-        Ok(())
+                    })?;
+                }
+                // A reader that has ended wants none.
+                let _ = taken[reader].send(window);
+                Ok(())
+            })
+        })
     }
+}
+
+/// A window that has been read: its number, who read it.
+type Full<'a> = (u64, usize, Result<Window<'a>>);
+
+/// Reads one window after the other, until there are no more or nobody wants them.
+fn read_ahead<'a>(
+    source: &Mutex<Source<'a, impl Iterator<Item = Result<Run<'a>>>>>,
+    (empty, full): (Receiver<Window<'a>>, Sender<Full<'a>>),
+    reader: usize,
+    meter: &Meter<'_>,
+) {
+    for mut window in empty {
+        let Some((number, planned)) = source.lock().unwrap_or_else(PoisonError::into_inner).plan(&mut window) else {
+            return;
+        };
+        let read = planned.and_then(|()| window.read(meter));
+        if full.send((number, reader, read.map(|()| window))).is_err() {
+            return;
+        }
+    }
+}
+
+/// Hands what comes out of `full` on by its numbers.
+fn in_order<'a>(
+    full: &Receiver<Full<'a>>,
+    mut take: impl FnMut(usize, Result<Window<'a>>) -> Result<()>,
+) -> Result<()> {
+    // At most the windows there are.
+    let mut early = BTreeMap::new();
+    let mut next = 0u64;
+    for (number, reader, window) in full {
+        early.insert(number, (reader, window));
+        while let Some((reader, window)) = early.remove(&next) {
+            take(reader, window)?;
+            next += 1;
+        }
+    }
+    Ok(())
 }
 
 impl Copier {
@@ -83,9 +137,9 @@ impl Copier {
         meter: &Meter<'_>,
         work: impl Fn(&[u8]) -> T + Sync,
     ) -> Result<Vec<T>> {
-        let one = |buffer: &mut Vec<u8>, chunk: &Vec<Run<'_>>| {
+        let one = |buffer: &mut Buffer, chunk: &Vec<Run<'_>>| {
             meter.check()?;
-            let whole = sized(buffer, chunk.iter().map(|run| run.len).sum());
+            let whole = buffer.of_len(chunk.iter().map(|run| run.len).sum());
             let mut rest = &mut *whole;
             for run in chunk {
                 let (bytes, later) = rest.split_at_mut(run.len as usize);
@@ -100,13 +154,17 @@ impl Copier {
             }
             Ok(work(whole))
         };
-        self.pool().install(|| chunks.par_iter().map_init(Vec::new, one).collect())
+        self.pool().install(|| chunks.par_iter().map_init(Buffer::default, one).collect())
     }
 }
 
 struct Source<'a, I> {
     runs: I,
     held: Option<Run<'a>>,
+    /// How many were planned.
+    windows: u64,
+    /// There is no more, or it is not to be had.
+    over: bool,
 }
 
 impl<'a, I: Iterator<Item = Result<Run<'a>>>> Source<'a, I> {
@@ -122,12 +180,29 @@ impl<'a, I: Iterator<Item = Result<Run<'a>>>> Source<'a, I> {
         }
         Ok(Some(Run { len, from: run.from }))
     }
+
+    /// What `window` is to hold next, and its number; `None` at the end.
+    fn plan(&mut self, window: &mut Window<'a>) -> Option<(u64, Result<()>)> {
+        if self.over {
+            return None;
+        }
+        let planned = window.plan(self);
+        self.over = planned.is_err() || window.parts.is_empty();
+        if planned.is_ok() && self.over {
+            return None;
+        }
+        self.windows += 1;
+        Some((self.windows - 1, planned))
+    }
 }
 
 #[derive(Default)]
-struct Window {
+struct Window<'a> {
     parts: Vec<Part>,
-    bytes: Vec<u8>,
+    reads: Vec<Run<'a>>,
+    /// How many bytes those are.
+    len: u64,
+    bytes: Buffer,
 }
 
 enum Part {
@@ -136,63 +211,51 @@ enum Part {
     Zeros(u64),
 }
 
-impl Window {
-    /// Replaces what it holds by what comes next; it stays empty at the end.
-    fn fill<'a>(
-        &mut self,
-        source: &mut Source<'a, impl Iterator<Item = Result<Run<'a>>>>,
-        meter: &Meter<'_>,
-    ) -> Result<()> {
+impl<'a> Window<'a> {
+    /// Makes room for what comes next; it stays empty at the end.
+    fn plan(&mut self, source: &mut Source<'a, impl Iterator<Item = Result<Run<'a>>>>) -> Result<()> {
         self.parts.clear();
-        let mut reads = Vec::new();
-        let mut used = 0;
-        while used < WINDOW && reads.len() < WINDOW_RUNS {
-            let Some(run) = source.next((WINDOW - used).min(CHUNK))? else { break };
-            let few = run.len <= FEW_ZEROS.min(WINDOW - used) && matches!(self.parts.last(), Some(Part::Data(_)));
+        self.reads.clear();
+        self.len = 0;
+        for _ in 0..WINDOW_RUNS {
+            let room = WINDOW - self.len;
+            let Some(run) = (if room > 0 { source.next(room)? } else { None }) else { break };
+            let few = run.len <= FEW_ZEROS.min(room) && matches!(self.parts.last(), Some(Part::Data(_)));
             match (run.from, self.parts.last_mut()) {
                 (None, Some(Part::Zeros(len))) => *len += run.len,
                 (None, _) if !few => self.parts.push(Part::Zeros(run.len)),
                 (_, last) => {
-                    let range = used as usize..(used + run.len) as usize;
+                    let range = self.len as usize..(self.len + run.len) as usize;
                     match last {
                         Some(Part::Data(data)) => data.end = range.end,
                         _ => self.parts.push(Part::Data(range)),
                     }
-                    reads.push(run);
-                    used += run.len;
+                    self.reads.push(run);
+                    self.len += run.len;
                 }
             }
         }
-        let mut rest = sized(&mut self.bytes, used);
-        let mut shares: Vec<Vec<(Run<'_>, &mut [u8])>> = Vec::new();
-        let mut room = 0;
-        for run in reads {
-            let (now, later) = rest.split_at_mut(run.len as usize);
+        Ok(())
+    }
+
+    /// Reads what was planned.
+    fn read(&mut self, meter: &Meter<'_>) -> Result<()> {
+        meter.check()?;
+        let mut rest = self.bytes.of_len(self.len);
+        let mut moved = 0;
+        for run in &self.reads {
+            let (bytes, later) = rest.split_at_mut(run.len as usize);
+            match run.from {
+                Some((origin, at)) => {
+                    origin.read(bytes, at)?;
+                    moved += run.len;
+                }
+                None => bytes.fill(0),
+            }
             rest = later;
-            match shares.last_mut() {
-                Some(share) if room > 0 => share.push((run, now)),
-                _ => {
-                    room = SHARE;
-                    shares.push(vec![(run, now)]);
-                }
-            }
-            room = room.saturating_sub(run.len);
         }
-        shares.into_par_iter().try_for_each(|share| {
-            meter.check()?;
-            let mut moved = 0;
-            for (run, bytes) in share {
-                match run.from {
-                    Some((origin, at)) => {
-                        origin.read(bytes, at)?;
-                        moved += run.len;
-                    }
-                    None => bytes.fill(0),
-                }
-            }
-            meter.add_moved(moved);
-            Ok(())
-        })
+        meter.add_moved(moved);
+        Ok(())
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! Owns: reading both sides of many pairs at once and saying where they differ. Must not know: see the module above.
 
-use super::engine::{Copier, sized};
+use super::engine::Copier;
 use super::{CHUNK, Meter};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use crate::storage::aligned::Buffer;
 use crate::units::FileOffset;
 use crate::zeros;
 use rayon::prelude::*;
@@ -49,15 +50,12 @@ impl Copier {
         let found: Result<Vec<Vec<Range<u64>>>> = self.pool().install(|| {
             pairs
                 .par_iter()
-                .map_init(
-                    || (Vec::new(), Vec::new()),
-                    |(ours, theirs), pair| {
-                        meter.check()?;
-                        let found = pair.differences(unit, ours, theirs)?;
-                        meter.add_moved(pair.len);
-                        Ok(found)
-                    },
-                )
+                .map_init(<(Buffer, Buffer)>::default, |(ours, theirs), pair| {
+                    meter.check()?;
+                    let found = pair.differences(unit, ours, theirs)?;
+                    meter.add_moved(pair.len);
+                    Ok(found)
+                })
                 .collect()
         });
         let mut joined: Vec<Range<u64>> = Vec::new();
@@ -72,7 +70,7 @@ impl Copier {
 }
 
 impl Pair<'_> {
-    fn differences(&self, unit: u64, ours: &mut Vec<u8>, theirs: &mut Vec<u8>) -> Result<Vec<Range<u64>>> {
+    fn differences(&self, unit: u64, ours: &mut Buffer, theirs: &mut Buffer) -> Result<Vec<Range<u64>>> {
         let (ours, theirs) = match (self.one, self.other) {
             (None, None) => return Ok(Vec::new()),
             (Some(side), None) | (None, Some(side)) => {
@@ -83,7 +81,7 @@ impl Pair<'_> {
                 if zeros::is_zero(bytes) {
                     return Ok(Vec::new());
                 }
-                let none = sized(theirs, self.len);
+                let none = theirs.of_len(self.len);
                 none.fill(0);
                 (bytes, &*none)
             }
@@ -122,9 +120,9 @@ fn ends_in_hole((origin, at): (&dyn Origin, u64), len: u64) -> Result<bool> {
     look().map_err(|error| origin.blame(Error::io("look for data", error)))
 }
 
-fn fill<'a>((origin, at): (&dyn Origin, u64), len: u64, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+fn fill<'a>((origin, at): (&dyn Origin, u64), len: u64, buffer: &'a mut Buffer) -> Result<&'a [u8]> {
     debug_assert!(len <= CHUNK, "buffers are chunks");
-    let bytes = sized(buffer, len);
+    let bytes = buffer.of_len(len);
     origin.read(bytes, at)?;
     Ok(bytes)
 }

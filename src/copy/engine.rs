@@ -141,7 +141,7 @@ impl Copier {
         groups: &[Range<usize>],
         meter: &Meter<'_>,
     ) -> Result<Vec<usize>> {
-        let count = |buffer: &mut Vec<u8>, group: &Range<usize>| {
+        let count = |buffer: &mut Buffer, group: &Range<usize>| {
             meter.check()?;
             for (count, &(storage, offset, len)) in runs[group.clone()].iter().enumerate() {
                 if !is_zero_run(storage, offset..offset + len, buffer)? {
@@ -150,14 +150,14 @@ impl Copier {
             }
             Ok(group.len())
         };
-        self.pool.install(|| groups.par_iter().map_init(Vec::new, count).collect())
+        self.pool.install(|| groups.par_iter().map_init(Buffer::default, count).collect())
     }
 
     /// Which of `runs` (storage, offset, length) hold nothing but zeros; stops reading a run at its first other byte.
     pub(crate) fn zero_runs(&self, runs: &[(&dyn Storage, u64, u64)], meter: &Meter<'_>) -> Result<Vec<bool>> {
         self.pool.install(|| {
             runs.par_iter()
-                .map_init(Vec::new, |buffer, &(storage, offset, len)| {
+                .map_init(Buffer::default, |buffer, &(storage, offset, len)| {
                     meter.check()?;
                     is_zero_run(storage, offset..offset + len, buffer)
                 })
@@ -209,16 +209,13 @@ impl Copier {
         self.pool.install(|| {
             moves
                 .par_iter()
-                .map_init(
-                    || (Vec::new(), Vec::new()),
-                    |(ours, theirs), one| {
-                        meter.check()?;
-                        let (ours, theirs) = (sized(ours, one.len), sized(theirs, one.len));
-                        read(one.source, ours, one.from)?;
-                        read(target, theirs, one.to)?;
-                        Ok(ours == theirs)
-                    },
-                )
+                .map_init(<(Buffer, Buffer)>::default, |(ours, theirs), one| {
+                    meter.check()?;
+                    let (ours, theirs) = (ours.of_len(one.len), theirs.of_len(one.len));
+                    read(one.source, ours, one.from)?;
+                    read(target, theirs, one.to)?;
+                    Ok(ours == theirs)
+                })
                 .collect()
         })
     }
@@ -315,7 +312,7 @@ fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut
     Ok(())
 }
 
-fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<bool> {
+fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Buffer) -> Result<bool> {
     // A short first look: most runs of data show themselves at once.
     let mut step = 4 * KIB;
     let mut at = range.start;
@@ -323,7 +320,7 @@ fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Vec<u8>) -
         let data = storage.next_data(at).map_err(|error| Error::io("look for data", error))?;
         let Some(data) = data.filter(|&data| data < range.end) else { return Ok(true) };
         at = at.max(data);
-        let bytes = sized(buffer, (range.end - at).min(step));
+        let bytes = buffer.of_len((range.end - at).min(step));
         let read = storage.read_exact_at(bytes, at);
         read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(at)))?;
         if !zeros::is_zero(bytes) {
@@ -333,15 +330,6 @@ fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Vec<u8>) -
         step = CHUNK;
     }
     Ok(true)
-}
-
-pub(super) fn sized(buffer: &mut Vec<u8>, len: u64) -> &mut [u8] {
-    // At most CHUNK, which fits any usize.
-    let len = len as usize;
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    &mut buffer[..len]
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ pub fn write_raw_part(
     write_runs(runs(layers), size, out, watch)
 }
 
-/// As [`write_raw`], but `range` of the disk alone, in bytes. What comes next is read by one thread per processor while
+/// As [`write_raw`], but `range` of the disk alone, in bytes. What comes next is read by one thread per processor, eight at most, while
 /// `out` takes what came before, so that a slow `out` waits for nothing; memory is 16 MiB however long the range is.
 ///
 /// # Errors

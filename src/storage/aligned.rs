@@ -28,6 +28,12 @@ impl Buffer {
         let start = self.0.as_ptr().align_offset(PAGE).min(PAGE) + (offset % PAGE as u64) as usize;
         &mut self.0[start..start + len]
     }
+
+    /// The first `len` bytes, from the start of a page: the kernel copies to memory that starts elsewhere at half the
+    /// speed. Callers hold at most a chunk, which fits any usize.
+    pub(crate) fn of_len(&mut self, len: u64) -> &mut [u8] {
+        self.bound_for(0, len as usize)
+    }
 }
 
 #[cfg(test)]

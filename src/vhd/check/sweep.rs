@@ -206,7 +206,7 @@ impl Sweep<'_> {
         if !alone || bytes(last) < self.clear.start {
             return 0;
         }
-        let room = (self.clear.end / SECTOR).saturating_sub(stride).min(u64::from(UNALLOCATED) - 1);
+        let room = (self.clear.end / SECTOR).saturating_sub(stride).min(u64::from(UNALLOCATED).saturating_sub(1));
         let leak = least_leak(self.sparse).div_ceil(SECTOR);
         let (mut row, mut unaligned) = (0usize, 0u64);
         for next in behind.iter().take(left).map(|entry| u64::from(u32::from_be_bytes(*entry))) {
