@@ -562,7 +562,7 @@ class Bench:
                 how = ["--parent", parent] if parent else ["--size", str(total), "--block-size", str(BLOCK)]
                 self.run(self.vhdkit, "create", *how, file)
                 at = n * 37 % (total // 4096) * 4096
-                subprocess.run([self.vhdkit, "write", file, "--offset", str(at)], input=Bytes(n).at(at, 4096), check=True)
+                subprocess.run([self.vhdkit, "write", file, "--offset", str(at)], input=Bytes(n).at(at, 4096), check=True, stdout=subprocess.DEVNULL)
                 fill_raw(f"{made}/{64 if n <= 64 else 256}.raw", total, [(at, 4096)], Bytes(n))
                 if n == 64:
                     shutil.copyfile(f"{made}/64.raw", f"{made}/256.raw")

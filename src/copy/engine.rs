@@ -3,6 +3,7 @@
 //! Owns: the pool and its buffers. Must not know: see the module above.
 
 use super::Meter;
+use super::gather::{close, gather};
 use super::share::share;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::aligned::Buffer;
@@ -34,6 +35,9 @@ pub(crate) struct Move<'a> {
     pub(crate) from: u64,
     pub(crate) to: u64,
     pub(crate) len: u64,
+    /// Nobody else writes to what lies in the target between the move before this one and this one: all of it belongs to
+    /// one block.
+    pub(crate) near: bool,
 }
 
 /// What to do to one target.
@@ -98,18 +102,7 @@ impl Copier {
         let done = self.pool.install(|| {
             zeros.par_iter().try_for_each(|range| cause.of(|| zero(target, range, meter)))?;
             self.in_turn(&tasks, |buffer, task| {
-                task.iter().try_for_each(|one| {
-                    cause.of(|| {
-                        meter.check()?;
-                        if remote && offload(one, target)? {
-                            meter.add_offloaded(one.len);
-                        } else {
-                            copy(one, target, target_is_zero, buffer)?;
-                            meter.add_moved(one.len);
-                        }
-                        write_out(one, target)
-                    })
-                })
+                cause.of(|| make(task, (target, target_is_zero, remote), buffer, meter))
             })
         });
         done.map_err(|Stopped| cause.into_error())
@@ -239,7 +232,7 @@ fn tasks<'a>(moves: Vec<Move<'a>>) -> Vec<Vec<Move<'a>>> {
         while at < run.len {
             // Cut where a page of the target ends, so that no page is written out twice.
             let len = (run.len - at).min(CHUNK - (run.to + at) % PAGE as u64);
-            put(Move { source: run.source, from: run.from + at, to: run.to + at, len });
+            put(Move { from: run.from + at, to: run.to + at, len, ..run });
             at += len;
         }
     }
@@ -284,17 +277,54 @@ fn write_out(one: &Move<'_>, target: &dyn Storage) -> Result<()> {
     begun.map_err(|error| Error::io("write data", error).with_offset(FileOffset(one.to)))
 }
 
+/// Makes the moves of `task`.
+fn make(
+    task: &[Move<'_>],
+    (target, target_is_zero, remote): (&dyn Storage, bool, bool),
+    buffer: &mut Buffer,
+    meter: &Meter<'_>,
+) -> Result<()> {
+    // What a whole file that is zero holds between two moves is for others to write.
+    let mut gathers = !target_is_zero && !remote;
+    let mut rest = task;
+    while !rest.is_empty() {
+        meter.check()?;
+        let (now, later) = rest.split_at(if gathers { close(rest) } else { 1 });
+        rest = later;
+        if now.len() > 1 && gather(now, target, buffer)? {
+            let moved = now.iter().map(|one| one.len).sum();
+            meter.add_moved(moved);
+            continue;
+        }
+        gathers &= now.len() == 1;
+        for one in now {
+            if remote && offload(one, target)? {
+                meter.add_offloaded(one.len);
+            } else {
+                copy(one, target, target_is_zero, buffer)?;
+                meter.add_moved(one.len);
+            }
+            write_out(one, target)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn read_source(one: &Move<'_>, bytes: &mut [u8]) -> Result<()> {
+    let read = one.source.read_exact_at(bytes, one.from);
+    read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(one.from)))
+}
+
+pub(super) fn write_target(bytes: &[u8], (target, to): (&dyn Storage, u64)) -> Result<()> {
+    target.write_all_at(bytes, to).map_err(|error| Error::io("write data", error).with_offset(FileOffset(to)))
+}
+
 fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut Buffer) -> Result<()> {
     // At most a chunk, which fits any usize.
     let bytes = buffer.bound_for(one.to, one.len as usize);
-    let read = one.source.read_exact_at(bytes, one.from);
-    read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(one.from)))?;
-    let write = |bytes: &[u8], to: u64| {
-        let written = target.write_all_at(bytes, to);
-        written.map_err(|error| Error::io("write data", error).with_offset(FileOffset(to)))
-    };
+    read_source(one, bytes)?;
     if !target_is_zero {
-        return write(bytes, one.to);
+        return write_target(bytes, (target, one.to));
     }
     let mut start = 0;
     while start < bytes.len() {
@@ -304,7 +334,7 @@ fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut
             end += grain.len();
         }
         if end > start {
-            write(&bytes[start..end], one.to + start as u64)?;
+            write_target(&bytes[start..end], (target, one.to + start as u64))?;
         }
         // The grain that ended the run is zero, or there is none.
         start = end + ZERO_GRAIN;
@@ -362,11 +392,11 @@ mod tests {
         let target = MemoryStorage::from_bytes(&pattern(3 << 20, 99));
         let mut model = pattern(3 << 20, 99);
         let mut moves = vec![
-            Move { source: &source, from: 0, to: 512, len: 1 << 20 },
-            Move { source: &source, from: 1 << 20, to: (1 << 20) + 512, len: 700_000 },
+            Move { source: &source, from: 0, to: 512, len: 1 << 20, near: false },
+            Move { source: &source, from: 1 << 20, to: (1 << 20) + 512, len: 700_000, near: false },
         ];
         for n in 0..1000u64 {
-            moves.push(Move { source: &source, from: n * 1024, to: (2 << 20) + n * 1024, len: 512 });
+            moves.push(Move { source: &source, from: n * 1024, to: (2 << 20) + n * 1024, len: 512, near: n % 3 > 0 });
         }
         let from = pattern(3 << 20, 7);
         for one in &moves {
@@ -391,7 +421,7 @@ mod tests {
         let target = MemoryStorage::from_bytes(&[]);
         let watch = Watch::none();
         let meter = Meter::new(&watch, 0);
-        let moves = vec![Move { source: &source, from: 0, to: 0, len: 4 << 20 }];
+        let moves = vec![Move { source: &source, from: 0, to: 0, len: 4 << 20, near: false }];
         let work = Work { target: &target, moves, zeros: Vec::new(), target_is_zero: true };
         Copier::new(1).unwrap().run(work, &meter).unwrap();
         assert_eq!(target.len().unwrap(), (3 << 20) + ZERO_GRAIN as u64, "only the run with the set byte was written");
@@ -409,7 +439,7 @@ mod tests {
         token.cancel();
         let watch = Watch::none().cancel(&token);
         let meter = Meter::new(&watch, 0);
-        let moves = vec![Move { source: &source, from: 0, to: 0, len: 4096 }];
+        let moves = vec![Move { source: &source, from: 0, to: 0, len: 4096, near: false }];
         let work = Work { target: &target, moves, zeros: Vec::new(), target_is_zero: false };
         let error = Copier::new(1).unwrap().run(work, &meter).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);

@@ -9,6 +9,7 @@
 mod ahead;
 mod differ;
 mod engine;
+mod gather;
 #[cfg(feature = "registry")]
 mod inside;
 mod meter;

@@ -42,10 +42,12 @@ pub(super) fn share<'a>(moves: Vec<Move<'a>>, target: &dyn Storage, meter: &Mete
         // What was shared is a part in the middle, or nothing.
         let rest = if at > head { [0..head, at..one.len] } else { [0..one.len, 0..0] };
         left.extend(rest.into_iter().filter(|part| !part.is_empty()).map(|part| Move {
-            source: one.source,
             from: one.from + part.start,
             to: one.to + part.start,
             len: part.end - part.start,
+            // What was shared lies before the second part.
+            near: one.near && part.start == 0,
+            ..one
         }));
     }
     Ok(left)
@@ -130,6 +132,7 @@ mod tests {
                 from: from as u64,
                 to: to as u64,
                 len: len as u64,
+                near: false,
             };
             let watch = Watch::none();
             let meter = Meter::new(&watch, 0);
@@ -156,7 +159,7 @@ mod tests {
         let target = Sharing::default();
         let watch = Watch::none();
         let meter = Meter::new(&watch, 0);
-        let moves = vec![Move { source: &source, from: 0, to: 0, len: 1 << 20 }];
+        let moves = vec![Move { source: &source, from: 0, to: 0, len: 1 << 20, near: false }];
         let work = Work { target: &target, moves, zeros: Vec::new(), target_is_zero: true };
         Copier::new(1).unwrap().without_sharing(true).run(work, &meter).unwrap();
         assert!(target.asked.lock().unwrap().is_empty());

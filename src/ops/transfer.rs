@@ -250,7 +250,7 @@ impl Transfer<'_> {
                 if let Source::Data(to) = extent.source {
                     let source = storage_of(self.layers, layer)?;
                     let from = from + (at - part.offset);
-                    pairs.push((cut.len(), Move { source, from, to: to.get(), len: extent.len }));
+                    pairs.push((cut.len(), Move { source, from, to: to.get(), len: extent.len, near: false }));
                 }
                 cut.extend(part.cut(at..at + extent.len));
                 at += extent.len;
@@ -304,6 +304,7 @@ impl Transfer<'_> {
         let mut moves = Vec::with_capacity(places.len());
         let mut zeros = Vec::new();
         let mut next = 0;
+        let mut last = None;
         for place in places {
             let end = place.offset + place.len;
             if place.content == Content::Zero {
@@ -317,7 +318,14 @@ impl Transfer<'_> {
             for part in here.filter_map(|part| part.cut(place.offset..end)) {
                 let Some((layer, from)) = part.from else { continue };
                 let source = storage_of(self.layers, layer)?;
-                moves.push(Move { source, from, to: place.at.get() + (part.offset - place.offset), len: part.len });
+                let to = place.at.get() + (part.offset - place.offset);
+                let block = |offset: u64| offset / sink.block_size().max(1);
+                // What lies between two moves of one block is the target's, and no other move goes there.
+                let near = last.is_some_and(|(offset, end): (u64, u64)| {
+                    block(offset) == block(part.offset) && to.checked_sub(end) == part.offset.checked_sub(offset)
+                });
+                last = Some((part.end(), to + part.len));
+                moves.push(Move { source, from, to, len: part.len, near });
             }
         }
         Ok(Work { target: sink.storage(), moves, zeros, target_is_zero: self.fresh })

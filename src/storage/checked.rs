@@ -85,6 +85,10 @@ impl Storage for CheckedStorage {
         self.inner.read_exact_at(buf, offset)
     }
 
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.inner.read_cached_at(buf, offset)
+    }
+
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.changing(|inner| inner.write_all_at(buf, offset))
     }

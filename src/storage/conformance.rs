@@ -46,6 +46,7 @@ const READING: &[Clause] = &[
     ("a read gives the bytes at its offset, wherever it starts and ends", reads_anywhere),
     ("a read past the end is UnexpectedEof, never zeros", reads_past_the_end),
     ("reading zero bytes succeeds anywhere", empty_reads),
+    ("read_cached_at gives what a read gives, or nothing", offers::cached),
     ("next_data skips nothing but zeros and ends at the end", next_data_of_given),
     ("many threads read at once", concurrent_reads),
     ("a sync with nothing to do succeeds", idle_sync),

@@ -267,6 +267,11 @@ impl Storage for FileStorage {
         self.file.read_exact_at(buf, offset)
     }
 
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        end_of(offset, buf.len() as u64)?;
+        offload::read_cached(&self.file, buf, offset)
+    }
+
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         if buf.is_empty() {
             return Ok(());

@@ -133,6 +133,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `UnexpectedEof` when the range reaches past the end; what the operating system answers.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Fills `buf` from `offset` if nobody has to wait for the medium to do so. `Ok(false)`: some of it is not in memory,
+    /// or nobody can tell; `buf` then holds anything.
+    ///
+    /// # Errors
+    /// As [`read_exact_at`](Self::read_exact_at).
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        let _ = (buf, offset);
+        Ok(false)
+    }
+
     /// Writes all of `buf` at `offset`, growing the storage when needed; a gap reads as zeros.
     ///
     /// # Errors

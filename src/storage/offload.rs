@@ -44,6 +44,18 @@ fn is_refused(error: &io::Error) -> bool {
     rustix::io::Errno::from_io_error(error).is_some_and(refusal::is_unsupported)
 }
 
+/// Fills `buf` from the cache. `Ok(false)`: not all of it is there, or the file system does not say.
+#[cfg(target_os = "linux")]
+pub(super) fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
+    let len = buf.len();
+    match retry_on_intr(|| preadv2(file, &mut [io::IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT)) {
+        Ok(read) => Ok(read == len),
+        Err(errno) if errno == Errno::AGAIN || refusal::is_unsupported(errno) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Makes `range` a hole; the length stays. `Ok(false)`: the file system has no holes, nothing was changed.
 #[cfg(target_os = "linux")]
 pub(super) fn punch_hole(file: &File, range: Range<u64>) -> io::Result<bool> {
@@ -151,6 +163,11 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn start_writeback(_file: &File, _range: Range<u64>) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn read_cached(_file: &File, _buf: &mut [u8], _offset: u64) -> io::Result<bool> {
+    Ok(false)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -105,6 +105,7 @@ enum Bug {
     SyncForgets,
     WritebackGrows,
     SharesNothing,
+    CachesNothing,
 }
 
 /// A user's storage, on the trait's defaults, with one bug.
@@ -176,6 +177,10 @@ impl Storage for Wrong {
         Ok(())
     }
 
+    fn read_cached_at(&self, _: &mut [u8], _: u64) -> io::Result<bool> {
+        Ok(self.bug == Bug::CachesNothing)
+    }
+
     fn start_writeback(&self, range: Range<u64>) -> io::Result<()> {
         let grows = self.bug == Bug::WritebackGrows && range.end > self.len()? && range.end < 1 << 30;
         if grows { self.set_len(range.end) } else { Ok(()) }
@@ -217,6 +222,7 @@ fn the_suite_sees_each_kind_of_bug() {
         (Bug::SyncForgets, "a sync keeps"),
         (Bug::WritebackGrows, "start_writeback"),
         (Bug::SharesNothing, "share_range"),
+        (Bug::CachesNothing, "read_cached_at"),
     ] {
         let broken = run(Part::All, &Wrong::with(bug));
         assert!(broken.iter().any(|Broken { clause, .. }| clause.contains(word)), "{bug:?} shows as {broken:#?}");

@@ -256,9 +256,12 @@ fn shrink(image: &mut Image, mut packing: crate::pack::Packing, copier: &Copier,
             return pack_of(image)?.cut();
         }
         let storage = image.map().storage();
-        let work =
-            moves.iter().map(|one| Move { source: storage, from: one.from.get(), to: one.to.get(), len: one.len });
-        let work = Work { target: storage, moves: work.collect(), zeros: Vec::new(), target_is_zero: false };
+        let moves_of = |one: &crate::pack::Relocation| {
+            let (from, to) = (one.from.get(), one.to.get());
+            Move { source: storage, from, to, len: one.len, near: false }
+        };
+        let work = moves.iter().map(moves_of).collect();
+        let work = Work { target: storage, moves: work, zeros: Vec::new(), target_is_zero: false };
         copier.run(work, meter)?;
         // The bytes are durable in their new places before any map says so.
         storage.sync().map_err(|error| Error::io("sync moved blocks", error))?;

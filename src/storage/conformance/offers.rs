@@ -1,4 +1,5 @@
-//! What a storage may do for its users and need not: copies and shares of its own, writing early.
+//! What a storage may do for its users and need not: copies and shares of its own, writing early, reading what
+//! is in memory.
 //!
 //! Owns: the clauses on those. Must not know: who implements them.
 
@@ -65,4 +66,20 @@ pub(super) fn writeback(make: Make<'_>) -> Outcome {
     }
     ok("sync", storage.sync())?;
     holds(&*storage, &bytes)
+}
+
+pub(super) fn cached(make: Make<'_>) -> Outcome {
+    let bytes = pattern(20_000);
+    let storage = make(&bytes);
+    for (at, len) in [(0, 20_000), (0, 0), (1, 4096), (4096, 8192), (19_999, 1), (20_000, 0)] {
+        let mut found = vec![0xEE; len];
+        if ok("read_cached_at", storage.read_cached_at(&mut found, at as u64))? {
+            ensure(found == bytes[at..at + len], || format!("{len} other bytes at {at}"))?;
+        }
+    }
+    for (at, len) in [(0, 20_001), (20_000, 1), (1 << 40, 5), (u64::MAX, 2)] {
+        let answer = storage.read_cached_at(&mut vec![0; len], at);
+        ensure(!matches!(answer, Ok(true)), || format!("{len} bytes at {at}, where there are none"))?;
+    }
+    Ok(())
 }
