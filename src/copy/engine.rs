@@ -269,12 +269,13 @@ fn offload(one: &Move<'_>, target: &dyn Storage) -> Result<bool> {
 }
 
 /// Starts the medium on a run that is worth it, so that it works while the next ones are copied.
-fn write_out(one: &Move<'_>, target: &dyn Storage) -> Result<()> {
-    if one.len < WRITE_OUT {
+fn write_out(moves: &[Move<'_>], target: &dyn Storage) -> Result<()> {
+    let (Some(first), Some(last)) = (moves.first(), moves.last()) else { return Ok(()) };
+    let run = first.to..last.to + last.len;
+    if run.end - run.start < WRITE_OUT {
         return Ok(());
     }
-    let begun = target.start_writeback(one.to..one.to + one.len);
-    begun.map_err(|error| Error::io("write data", error).with_offset(FileOffset(one.to)))
+    target.start_writeback(run).map_err(|error| Error::io("write data", error).with_offset(FileOffset(first.to)))
 }
 
 /// Makes the moves of `task`.
@@ -292,8 +293,8 @@ fn make(
         let (now, later) = rest.split_at(if gathers { close(rest) } else { 1 });
         rest = later;
         if now.len() > 1 && gather(now, target, buffer)? {
-            let moved = now.iter().map(|one| one.len).sum();
-            meter.add_moved(moved);
+            meter.add_moved(now.iter().map(|one| one.len).sum());
+            write_out(now, target)?;
             continue;
         }
         gathers &= now.len() == 1;
@@ -304,7 +305,7 @@ fn make(
                 copy(one, target, target_is_zero, buffer)?;
                 meter.add_moved(one.len);
             }
-            write_out(one, target)?;
+            write_out(std::slice::from_ref(one), target)?;
         }
     }
     Ok(())

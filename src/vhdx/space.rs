@@ -207,13 +207,24 @@ impl Space {
         free
     }
 
+    /// As [`mark`](Self::mark), with no look at what was taken before: a page of memory that is looked at before it is
+    /// written to is made twice, and other threads stopped for it. [`taken`](Self::taken) tells afterwards.
+    pub(crate) fn mark_unseen(&mut self, range: &Range<u64>) {
+        let Range { start, end } = units_of(range);
+        self.set(start..end.min(self.units), true);
+    }
+
+    /// How many MiB are taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// How many bytes nobody owns, and where those at the end of the file begin; an unaligned tail counts whole.
     pub(crate) fn unowned(&self) -> (u64, u64) {
-        let taken: u64 = self.words.iter().map(|word| u64::from(word.count_ones())).sum();
         let last = self.words.iter().rposition(|word| *word != 0).unwrap_or_default();
         let top = u64::from(self.words.get(last).copied().unwrap_or_default().leading_zeros());
         let used = (last as u64).saturating_add(1).saturating_mul(64).saturating_sub(top);
-        (self.units.saturating_sub(taken).saturating_mul(MIB), used.saturating_mul(MIB))
+        (self.units.saturating_sub(self.taken()).saturating_mul(MIB), used.saturating_mul(MIB))
     }
 }
 
@@ -270,6 +281,9 @@ mod tests {
         assert!(!space.mark(&(3 * MIB..5 * MIB)), "a part was taken");
         assert!(!space.mark(&(4 * MIB..5 * MIB)), "the rest was taken all the same");
         assert_eq!(space.unowned(), (95 * MIB, 71 * MIB));
+        let mut unseen = space.clone();
+        unseen.mark_unseen(&(4 * MIB..6 * MIB));
+        assert_eq!(unseen.taken(), space.taken() + 1, "one of the two was taken");
         assert!(space.mark(&(99 * MIB..1 << 60)), "only the file counts");
         assert_eq!((space.unowned(), space.end()), ((94 * MIB, 100 * MIB), 100 * MIB));
     }

@@ -153,7 +153,7 @@ impl Vhdx {
         let mut survey = (0u64, 0u64, u64::MAX);
         for mut tally in tallies {
             tally.end_run();
-            if !tally.sound || !space.join(&tally.space) {
+            if !tally.sound || tally.space.taken() != tally.owned || !space.join(&tally.space) {
                 return Ok(None);
             }
             let (allocated, stated, first_unstated) = survey;
@@ -198,6 +198,8 @@ struct Sound {
     space: Space,
     /// MiB owned one after the other, by the entries seen last.
     run: Range<u64>,
+    /// How many MiB those were that are no longer in `run`; more than `space` has when two own the same.
+    owned: u64,
     sound: bool,
     allocated: u64,
     stated: u64,
@@ -213,6 +215,7 @@ impl Sound {
             block: geometry.block_size / MIB,
             space,
             run: 0..0,
+            owned: 0,
             sound: true,
             allocated: 0,
             stated: 0,
@@ -234,7 +237,8 @@ impl Sound {
 
     fn end_run(&mut self) {
         let range = self.run.start.saturating_mul(MIB)..self.run.end.saturating_mul(MIB);
-        self.sound &= self.space.mark(&range);
+        self.space.mark_unseen(&range);
+        self.owned = self.owned.saturating_add(self.run.end.saturating_sub(self.run.start));
         self.run = 0..0;
     }
 
