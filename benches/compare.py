@@ -276,6 +276,9 @@ class Bench:
     def run(self, *words):
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
+    def wanted(self, *groups):
+        return any(re.search(self.options.only, group) for group in groups)
+
     def measure(self, words, outputs):
         began = time.monotonic()
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -295,7 +298,7 @@ class Bench:
         In the words {0}, {1}, ... are fresh copies of `copies`, {out} is a file to make. `outputs` are flushed as part
         of the time: copies by number, or the ending of {out}. `check(label, places)` looks at the result of each run.
         """
-        if not re.search(self.options.only, name):
+        if not self.wanted(name):
             return
         print(f"# {name}", file=sys.stderr, flush=True)
         cases = {label: words for label, words in cases.items() if words}
@@ -409,7 +412,7 @@ class Bench:
     def merges(self, goals, prefix="merge", home=None):
         for (kind, pattern, depth), goal in goals.items():
             name = f"{prefix} {kind} {pattern} depth {depth}"
-            if not re.search(self.options.only, name):
+            if not self.wanted(name):
                 continue
             chain, expect = self.chain(kind, pattern), self.expected(pattern)
             delta, flat = f"{expect}/delta-{depth}.txt", f"{expect}/depth-{depth}.raw"
@@ -444,14 +447,14 @@ class Bench:
             same(places["out"], self.raw())
 
         for kind, qemu in (("vhdx", "vhdx"), ("vhd", "vpc")):
-            if re.search(self.options.only, f"{prefix} raw to {kind}"):
+            if self.wanted(f"{prefix} raw to {kind}"):
                 raw = place(self.raw())
                 self.group(f"{prefix} raw to {kind}", {
                     "floor: cp": ["cp", "--sparse=auto", "--reflink=never", raw, "{out}.raw"],
                     "vhdkit": [self.vhdkit, "convert", "--quiet", "-f", "raw", raw, f"{{out}}.{kind}"],
                     "qemu-img": self.peer("qemu-img", "convert", "-f", "raw", "-O", qemu, raw, f"{{out}}.{kind}"),
                 }, goal=goals[0], warm=[raw], check=check, home=home)
-            if re.search(self.options.only, f"{prefix} {kind} to raw"):
+            if self.wanted(f"{prefix} {kind} to raw"):
                 image = place(f"{self.chain(kind, 'runs')}/base.{kind}")
                 self.group(f"{prefix} {kind} to raw", {
                     "floor: cp": ["cp", "--sparse=auto", "--reflink=never", image, "{out}." + kind],
@@ -474,10 +477,10 @@ class Bench:
             chain = self.chain("vhdx", pattern, size, stem)
             return [f"{chain}/{stem}{name}.vhdx" for name in ("base", "c1")]
 
-        if re.search(self.options.only, "growth of the disk"):
+        if self.wanted("growth of the disk"):
             both("growth of the disk", "<= 1.2", ("64 GiB", files("runs", 64 * GIB, "small-")),
                  ("64 TiB", files("runs", 64 * TIB, "huge-")), ("runs", "runs"))
-        if re.search(self.options.only, "growth of the changes"):
+        if self.wanted("growth of the changes"):
             both("growth of the changes", "<= 4", ("1x", files("runs", None, "")), ("4x", files("runs4", None, "more-")),
                  ("runs", "runs4"))
 
@@ -491,7 +494,7 @@ class Bench:
         """Whole disks read to nowhere through three files, and single pages of them by one and more threads."""
         for kind, pattern in itertools.product(("vhd", "vhdx"), ("runs", "scatter")):
             names = f"read {kind} {pattern}", f"random read {kind} {pattern}"
-            if not any(re.search(self.options.only, name) for name in names):
+            if not self.wanted(*names):
                 continue
             chain, flat = self.chain(kind, pattern), f"{self.expected(pattern)}/depth-2.raw"
             files = [f"{chain}/{name}.{kind}" for name in ("c2", "c1", "base")]
@@ -501,7 +504,7 @@ class Bench:
                 "vhdkit": [self.vhdkit, "read", files[0]],
                 "7zz": self.peer("7zz", "x", "-so", files[0]),
             }, goal="<= 0.5" if pattern == "runs" else "<= 1.2", warm=[flat, *files], outputs=())
-            if re.search(self.options.only, names[1]):
+            if self.wanted(names[1]):
                 self.random_reads(names[1], files[0], flat)
 
     def random_reads(self, name, leaf, flat):
@@ -518,7 +521,7 @@ class Bench:
     def tables(self):
         """`info` and `check` of images whose table is huge: with a few blocks, and with all of them."""
         for kind, total, block, full in (("vhd", 2040 * GIB, 2 * MIB, 2040 * GIB), ("vhdx", 64 * TIB, MIB, 8 * TIB)):
-            if not re.search(self.options.only, f"table info check {kind}"):
+            if not self.wanted(f"table info {kind}", f"table check {kind}", f"table check {kind}, every block"):
                 continue
 
             def sparse(made):
@@ -551,7 +554,7 @@ class Bench:
 
     def long_chains(self):
         """Four times the layers, each with one page of its own."""
-        if not re.search(self.options.only, "growth of the chain"):
+        if not self.wanted("growth of the chain"):
             return
 
         def build(made):
@@ -579,7 +582,8 @@ class Bench:
 
     def reflinks(self):
         for kind in ("xfs", "btrfs"):
-            if not re.search(self.options.only, f"reflink {kind}"):
+            rows = ("vhd runs depth 1", "vhdx runs depth 1", "raw to vhdx", "vhdx to raw", "raw to vhd", "vhd to raw")
+            if not self.wanted(*(f"reflink {kind} {row}" for row in rows)):
                 continue
             if os.geteuid() or not shutil.which(f"mkfs.{kind}"):
                 print(f"# SKIPPED reflink {kind}: needs root and mkfs.{kind}", file=sys.stderr)
