@@ -30,6 +30,7 @@ use crate::problem::{Fault, Problem, Structure};
 use crate::storage::{Access, Storage};
 use crate::units::FileOffset;
 use recorder::Recorder;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -200,7 +201,11 @@ impl<'a> Plan<'a> {
         let Some(bad_at) = REGION_TABLE_AT.into_iter().find(|at| *at != good_at.get()) else { return Ok(()) };
         let mut bad = vec![0; REGION_TABLE_LEN];
         let failed = |error| Error::io("read the VHDX region table", error).with_offset(FileOffset(bad_at));
-        self.target.read_exact_at(&mut bad, bad_at).map_err(failed)?;
+        match self.target.read_exact_at(&mut bad, bad_at) {
+            // The file ends inside it.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => bad.clear(),
+            read => read.map_err(failed)?,
+        }
         if bad != good {
             self.begin(RepairKind::RegionTable)?;
             self.target.write_all_at(&good, bad_at).map_err(failed)?;

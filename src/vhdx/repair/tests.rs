@@ -147,6 +147,22 @@ fn both_region_table_copies_end_up_as_the_good_one() {
     }
 }
 
+/// Bug this finds: a file that ends inside a copy of the region table called unreadable, as if its medium had failed.
+#[test]
+fn a_file_that_ends_in_its_first_mebibytes_is_damaged_wherever_it_ends() {
+    let whole = sample(DiskKind::Dynamic).to_bytes().unwrap();
+    for end in (0..3 * MIB).step_by(4096).flat_map(|end| [end, end + 2432]) {
+        let storage = Arc::new(MemoryStorage::from_bytes(&whole[..end as usize]));
+        match plan(&storage, ALL) {
+            Err(error) => assert!(error.problem().is_some(), "cut at {end:#x}: {error:?}"),
+            Ok(steps) => {
+                assert!(end > 2 * MIB && steps.is_empty(), "cut at {end:#x}: {steps:?}");
+                assert_ne!(check(&storage).1, [], "the table is missing");
+            }
+        }
+    }
+}
+
 #[test]
 fn file_gets_the_end_of_its_last_block_back() {
     let storage = created(&VhdxCreate::new(8 * MIB - 4096).block_size(1 << 20));
