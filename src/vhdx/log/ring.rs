@@ -11,7 +11,7 @@ use super::entry::{Check, EntryHeader};
 use super::{LogArea, PAGE, Page};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::units::FileOffset;
+use crate::units::{FileOffset, round_down};
 use std::cmp::Reverse;
 
 /// How many bytes of the log are read at once.
@@ -52,6 +52,18 @@ impl<'a> RingReader<'a> {
         sector.ok_or_else(|| Error::io("read the log", std::io::ErrorKind::UnexpectedEof.into()))
     }
 
+    /// The first position from `at` on that does not lie in a hole of the file: a hole is zeros, and no entry starts with
+    /// those. A log may be 1 GiB long.
+    fn past_hole(&self, at: u64) -> Result<u64> {
+        if at.checked_sub(self.start).is_some_and(|skip| skip < self.buffer.len() as u64) {
+            return Ok(at);
+        }
+        let from = self.area.file_offset(at);
+        let data = self.storage.next_data(from).map_err(|error| Error::io("look for data in the log", error))?;
+        let hole = data.map_or(u64::MAX, |data| data.saturating_sub(from));
+        Ok(at.saturating_add(round_down(hole, PAGE)).min(self.area.length))
+    }
+
     fn load(&mut self, at: u64) -> Result<()> {
         let len = self.area.length.saturating_sub(at).min(CHUNK);
         let from = self.area.file_offset(at);
@@ -72,7 +84,11 @@ pub(crate) fn index(reader: &mut RingReader<'_>) -> Result<Vec<Placed>> {
     let area = reader.area;
     let mut found = Vec::new();
     let mut at = 0;
-    while at < area.length {
+    loop {
+        at = reader.past_hole(at)?;
+        if at >= area.length {
+            break;
+        }
         let entry = valid_entry(reader, at)?;
         at = at.saturating_add(entry.map_or(PAGE, |header| header.length));
         let start = at.saturating_sub(entry.map_or(PAGE, |header| header.length));
