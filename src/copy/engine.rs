@@ -195,18 +195,14 @@ fn zero(target: &dyn Storage, range: &Range<u64>, meter: &Meter<'_>) -> Result<(
 impl Copier {
     /// Which of `moves` would change nothing: `target` holds the same bytes there already. Runs of at most [`CHUNK`].
     pub(crate) fn equal_runs(&self, moves: &[Move<'_>], target: &dyn Storage, meter: &Meter<'_>) -> Result<Vec<bool>> {
-        let read = |storage: &dyn Storage, bytes: &mut [u8], offset: u64| {
-            let read = storage.read_exact_at(bytes, offset);
-            read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(offset)))
-        };
         self.pool.install(|| {
             moves
                 .par_iter()
                 .map_init(<(Buffer, Buffer)>::default, |(ours, theirs), one| {
                     meter.check()?;
                     let (ours, theirs) = (ours.of_len(one.len), theirs.of_len(one.len));
-                    read(one.source, ours, one.from)?;
-                    read(target, theirs, one.to)?;
+                    read_data(ours, (one.source, one.from))?;
+                    read_data(theirs, (target, one.to))?;
                     Ok(ours == theirs)
                 })
                 .collect()
@@ -311,21 +307,20 @@ fn make(
     Ok(())
 }
 
-pub(super) fn read_source(one: &Move<'_>, bytes: &mut [u8]) -> Result<()> {
-    let read = one.source.read_exact_at(bytes, one.from);
-    read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(one.from)))
+pub(super) fn read_data(bytes: &mut [u8], (source, from): (&dyn Storage, u64)) -> Result<()> {
+    source.read_exact_at(bytes, from).map_err(|error| Error::io("read data", error).with_offset(FileOffset(from)))
 }
 
-pub(super) fn write_target(bytes: &[u8], (target, to): (&dyn Storage, u64)) -> Result<()> {
+pub(super) fn write_data(bytes: &[u8], (target, to): (&dyn Storage, u64)) -> Result<()> {
     target.write_all_at(bytes, to).map_err(|error| Error::io("write data", error).with_offset(FileOffset(to)))
 }
 
 fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut Buffer) -> Result<()> {
     // At most a chunk, which fits any usize.
     let bytes = buffer.bound_for(one.to, one.len as usize);
-    read_source(one, bytes)?;
+    read_data(bytes, (one.source, one.from))?;
     if !target_is_zero {
-        return write_target(bytes, (target, one.to));
+        return write_data(bytes, (target, one.to));
     }
     let mut start = 0;
     while start < bytes.len() {
@@ -335,7 +330,7 @@ fn copy(one: &Move<'_>, target: &dyn Storage, target_is_zero: bool, buffer: &mut
             end += grain.len();
         }
         if end > start {
-            write_target(&bytes[start..end], (target, one.to + start as u64))?;
+            write_data(&bytes[start..end], (target, one.to + start as u64))?;
         }
         // The grain that ended the run is zero, or there is none.
         start = end + ZERO_GRAIN;
@@ -352,8 +347,7 @@ fn is_zero_run(storage: &dyn Storage, range: Range<u64>, buffer: &mut Buffer) ->
         let Some(data) = data.filter(|&data| data < range.end) else { return Ok(true) };
         at = at.max(data);
         let bytes = buffer.of_len((range.end - at).min(step));
-        let read = storage.read_exact_at(bytes, at);
-        read.map_err(|error| Error::io("read data", error).with_offset(FileOffset(at)))?;
+        read_data(bytes, (storage, at))?;
         if !zeros::is_zero(bytes) {
             return Ok(false);
         }

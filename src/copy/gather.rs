@@ -8,7 +8,7 @@
 //! memory: reading them from the medium costs more than it saves.
 
 use super::CHUNK;
-use super::engine::{Move, read_source, write_target};
+use super::engine::{Move, read_data, write_data};
 use crate::error::Result;
 use crate::storage::Storage;
 use crate::storage::aligned::Buffer;
@@ -54,9 +54,9 @@ pub(super) fn gather(moves: &[Move<'_>], target: &dyn Storage, buffer: &mut Buff
             return Ok(false);
         }
         end = one.to + one.len;
-        read_source(one, &mut bytes[at(one.to)..at(end)])?;
+        read_data(&mut bytes[at(one.to)..at(end)], (one.source, one.from))?;
     }
-    write_target(bytes, (target, first.to))?;
+    write_data(bytes, (target, first.to))?;
     Ok(true)
 }
 

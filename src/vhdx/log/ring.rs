@@ -43,8 +43,7 @@ impl<'a> RingReader<'a> {
     /// The sector at ring position `at` (taken modulo the ring's length).
     pub(crate) fn sector(&mut self, at: u64) -> Result<&Page> {
         let at = self.area.advance(at, 0);
-        let inside = at.checked_sub(self.start).is_some_and(|skip| skip < self.buffer.len() as u64);
-        if !inside {
+        if !self.holds(at) {
             self.load(at)?;
         }
         let skip = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
@@ -52,10 +51,14 @@ impl<'a> RingReader<'a> {
         sector.ok_or_else(|| Error::io("read the log", std::io::ErrorKind::UnexpectedEof.into()))
     }
 
+    fn holds(&self, at: u64) -> bool {
+        at.checked_sub(self.start).is_some_and(|skip| skip < self.buffer.len() as u64)
+    }
+
     /// The first position from `at` on that does not lie in a hole of the file: a hole is zeros, and no entry starts with
     /// those. A log may be 1 GiB long.
     fn past_hole(&self, at: u64) -> Result<u64> {
-        if at.checked_sub(self.start).is_some_and(|skip| skip < self.buffer.len() as u64) {
+        if self.holds(at) {
             return Ok(at);
         }
         let from = self.area.file_offset(at);
